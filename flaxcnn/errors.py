@@ -1,0 +1,24 @@
+"""The one exception that means "your input, not our bug"."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlaxcnnError(Exception):
+    """Bad input, told in one line: the thing, what is wrong with it, and the cure.
+
+    The command line prints the message alone and exits non-zero; any other
+    exception is a bug and keeps its traceback.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> FlaxcnnError:
+    """The error for a name that is not in `known`, with the nearest names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    cure = f"did you mean {' or '.join(near)}?" if near else f"known: {_some(known)}"
+    return FlaxcnnError(f"unknown {kind} {name!r}; {cure}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
