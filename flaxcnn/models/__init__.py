@@ -1,0 +1,1 @@
+"""One paper family per file; the registry discovers the files by their rows."""

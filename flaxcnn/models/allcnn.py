@@ -1,0 +1,155 @@
+"""Striving for Simplicity: The All Convolutional Net.
+
+Springenberg, Dosovitskiy, Brox, Riedmiller, 2014 (arXiv:1412.6806), Tables 1-3.
+
+Three base networks (A, B, C) and, for each, what replaces their max-pooling: a
+larger stride of the convolution before it ("strided"), an extra convolution in
+front of it ("convpool", the control for the added parameters), or a convolution
+of stride 2 in its place ("all"). No fully connected layer: the class maps are
+averaged.
+
+Where the paper is silent: 5x5 convolutions and 3x3 poolings are padded so that
+32 pixels become 16, then 8; the 3x3 convolution of the top is not (8 to 6, the
+"6x6" of Table 1); weights are drawn as by He et al. (2015).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
+from flaxcnn.layers.init import torch_uniform
+from flaxcnn.layers.input import check_images
+from flaxcnn.registry import Info, register
+
+KERNELS = {"a": (5,), "b": (5, 1), "c": (3, 3)}
+
+
+# fmt: off
+@register("cnn_a", base="a", reduction="pool", info=Info(
+    params=839_242, macs=138.7e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("cnn_b", base="b", reduction="pool", info=Info(
+    params=885_610, macs=157.6e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("cnn_c", base="c", reduction="pool", info=Info(
+    params=954_730, macs=228.3e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("strided_cnn_a", base="a", reduction="strided", info=Info(
+    params=839_242, macs=44.7e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("strided_cnn_b", base="b", reduction="strided", info=Info(
+    params=885_610, macs=143.4e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("strided_cnn_c", base="c", reduction="strided", info=Info(
+    params=954_730, macs=100.9e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("convpool_cnn_a", base="a", reduction="convpool", info=Info(
+    params=1_254_250, macs=308.5e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("convpool_cnn_b", base="b", reduction="convpool", info=Info(
+    params=1_300_618, macs=327.4e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("convpool_cnn_c", base="c", reduction="convpool", info=Info(
+    params=1_369_738, macs=398.2e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("allcnn_a", base="a", reduction="all", info=Info(
+    params=1_254_250, macs=181.1e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("allcnn_b", base="b", reduction="all", info=Info(
+    params=1_300_618, macs=200.0e6, input_size=(32, 32, 3), paper="1412.6806"))
+@register("allcnn_c", base="c", reduction="all", info=Info(
+    params=1_369_738, macs=270.8e6, input_size=(32, 32, 3), paper="1412.6806"))
+# fmt: on
+class AllCNN(nn.Module):
+    """The networks of Table 3.
+
+    Attributes:
+      num_classes: number of classes; 0 returns pooled features, [N, 192].
+      base: "a", "b" or "c", a column of Table 1.
+      reduction: "pool", "strided", "convpool" or "all", a column of Table 2.
+      input_dropout: rate of dropout on the image.
+      dropout: rate of dropout after each pooling or what replaces it.
+      dtype: of the computation; parameters and logits stay float32.
+    """
+
+    num_classes: int = 10
+    base: str = "c"
+    reduction: str = "all"
+    input_dropout: float = 0.2
+    dropout: float = 0.5
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, endpoints: bool = False
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits [N, num_classes] of images [N, H, W, C], H and W at least 9."""
+        check_images("All-CNN", x, min_size=9)
+        count = 0
+
+        def conv(x: jax.Array, features: int, kernel: int, stride: int = 1,
+                 padding: int | None = None) -> jax.Array:  # fmt: skip
+            nonlocal count
+            count += 1
+            padding = kernel // 2 if padding is None else padding
+            layer = Conv(features, (kernel, kernel), stride, padding,
+                         kernel_init=nn.initializers.he_normal(), dtype=self.dtype,
+                         name=f"conv{count}")  # fmt: skip
+            return nn.relu(layer(x))
+
+        ends = {}
+        x = Dropout(self.input_dropout)(x, train=train)
+        for block, width in enumerate((96, 192), start=1):
+            *kernels, last = KERNELS[self.base]
+            for kernel in kernels:
+                x = conv(x, width, kernel)
+            x = conv(x, width, last, stride=2 if self.reduction == "strided" else 1)
+            if self.reduction == "convpool":
+                x = conv(x, width, 3)
+            if self.reduction == "all":
+                x = conv(x, width, 3, stride=2)
+            if self.reduction in ("pool", "convpool"):
+                x = max_pool(x, 3, 2, padding=1)
+            ends[f"block{block}"] = x  # [N, 16, 16, 96], then [N, 8, 8, 192]
+            x = Dropout(self.dropout)(x, train=train)
+
+        x = conv(x, 192, 3, padding=0)  # [N, 6, 6, 192]
+        x = conv(x, 192, 1)
+        ends["pre_logits"] = global_avg_pool(x)
+        if self.num_classes:
+            x = conv(x, self.num_classes, 1)  # ReLU here too, as in the paper
+        x = global_avg_pool(x.astype(jnp.float32))
+        return (x, ends) if endpoints else x
+
+
+@register("allconv_mnist", info=Info(
+    params=6_006, macs=257_472, input_size=(28, 28, 1), paper="STAT 453, L13"))  # fmt: skip
+class AllConvMNIST(nn.Module):
+    """The lecture's small all-convolutional net for MNIST, a notebook of its own.
+
+    3x3 convolutions, every second one of stride 2, ReLU after each (the last too),
+    averaged class maps; no dropout. Weights and biases as torch draws them.
+
+    Attributes:
+      num_classes: number of classes; 0 returns pooled features, [N, 16].
+      dtype: of the computation; parameters and logits stay float32.
+    """
+
+    num_classes: int = 10
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, endpoints: bool = False
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits [N, num_classes] of images [N, H, W, C]."""
+        check_images("allconv_mnist", x)
+
+        def conv(x: jax.Array, features: int, stride: int, name: str) -> jax.Array:
+            init = torch_uniform(fan_in=9 * x.shape[-1])
+            layer = Conv(features, (3, 3), stride, 1, kernel_init=init, bias_init=init,
+                         dtype=self.dtype, name=name)  # fmt: skip
+            return nn.relu(layer(x))
+
+        ends = {}
+        for i, width in enumerate((4, 8, 16), start=1):
+            x = conv(x, width, 1, f"conv{2 * i - 1}")
+            x = conv(x, width, 2, f"conv{2 * i}")
+            ends[f"block{i}"] = x  # [N, 14, 14, 4], [N, 7, 7, 8], [N, 4, 4, 16]
+        ends["pre_logits"] = global_avg_pool(x)
+        if self.num_classes:
+            x = conv(x, self.num_classes, 1, "conv7")
+        x = global_avg_pool(x.astype(jnp.float32))
+        return (x, ends) if endpoints else x

@@ -1,0 +1,145 @@
+"""The model registry: rows of names, fields and published facts.
+
+A model file declares its variants as `@register` rows on the class that they
+parametrise. Listing reads those rows from the source files, so that it needs
+neither jax nor flax; a model's file is imported when the model is created.
+"""
+
+import ast
+import dataclasses
+import fnmatch
+import functools
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flaxcnn.errors import FlaxcnnError, unknown
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """Published facts of a registered model.
+
+    Attributes:
+      params: exact number of parameters at the row's own number of classes.
+      macs: multiply-adds of one forward pass at `input_size`.
+      input_size: the standard input, (height, width, channels).
+      paper: arXiv id, or what the model is described in.
+    """
+
+    params: int
+    macs: float
+    input_size: tuple[int, int, int]
+    paper: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    cls: type
+    fields: dict[str, Any]
+    info: Info
+
+
+_rows: dict[str, _Row] = {}
+
+
+def register(name: str, *, info: Info, **fields: Any) -> Callable[[Class], Class]:
+    """Class decorator: `name` stands for the decorated module with `fields` set."""
+
+    def decorate(cls: Class) -> Class:
+        if name in _rows:
+            raise FlaxcnnError(
+                f"model {name!r} is registered twice, by {_rows[name].cls.__module__} "
+                f"and {cls.__module__}; rename one of them"
+            )
+        _check_fields(name, cls, fields)
+        _rows[name] = _Row(cls, fields, info)
+        return cls
+
+    return decorate
+
+
+def create_model(name: str, **fields: Any) -> "nn.Module":
+    """The flax module registered as `name`, with `fields` replacing its row's.
+
+    Raises:
+      FlaxcnnError: no such model, or no such field; with the nearest names.
+    """
+    row = _row(name)
+    _check_fields(name, row.cls, fields)
+    return row.cls(**{**row.fields, **fields})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Registered names that match a shell pattern ("resnet*"), in natural order."""
+    names = fnmatch.filter({*_declared(), *_rows}, pattern)
+    return sorted(names, key=lambda name: re.split(r"(\d+)", name))
+
+
+def model_info(name: str) -> Info:
+    """The published facts of a registered name."""
+    if name in _rows:
+        return _rows[name].info
+    if name in _declared():
+        return _declared()[name][1]
+    raise unknown("model", name, list_models())
+
+
+def model_fields(name: str) -> dict[str, tuple[Any, Any]]:
+    """The fields of a model: {field: (type annotation, the row's value)}.
+
+    Submodule bookkeeping (`parent`, `name`) and `dtype`, which the trainer's
+    `precision` decides, are left out.
+    """
+    row = _row(name)
+    return {
+        field.name: (field.type, row.fields.get(field.name, field.default))
+        for field in _fields(row.cls)
+        if field.name != "dtype"
+    }
+
+
+def _row(name: str) -> _Row:
+    if name not in _rows:
+        if name not in _declared():
+            raise unknown("model", name, list_models())
+        importlib.import_module(f"flaxcnn.models.{_declared()[name][0]}")
+    return _rows[name]
+
+
+def _fields(cls: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
+
+
+def _check_fields(name: str, cls: type, fields: dict[str, Any]) -> None:
+    known = [field.name for field in _fields(cls)]
+    for field in fields:
+        if field not in known:
+            raise unknown(f"field of model {name}", field, known)
+
+
+@functools.cache
+def _declared() -> dict[str, tuple[str, Info]]:
+    """{name: (module, info)} of every `@register` row in flaxcnn/models."""
+    declared = {}
+    for path in sorted((Path(__file__).parent / "models").glob("[!_]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for row in getattr(node, "decorator_list", []):
+                if isinstance(row, ast.Call) and ast.unparse(row.func) == "register":
+                    name, info = _literal_row(row)
+                    declared[name] = (path.stem, info)
+    return declared
+
+
+def _literal_row(row: ast.Call) -> tuple[str, Info]:
+    (info,) = (keyword.value for keyword in row.keywords if keyword.arg == "info")
+    assert isinstance(info, ast.Call)
+    facts = {str(key.arg): ast.literal_eval(key.value) for key in info.keywords}
+    return ast.literal_eval(row.args[0]), Info(**facts)

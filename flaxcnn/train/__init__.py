@@ -1,0 +1,1 @@
+"""The trainer: configuration, steps, devices, checkpoints, the loop."""

@@ -1,0 +1,139 @@
+"""Devices: one program over a mesh (jit), or one copy a device (pmap)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flaxcnn.errors import FlaxcnnError
+
+AXIS = "data"
+
+
+def initialize_distributed(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of a multi-host run; without arguments, the cluster's.
+
+    Slurm, Open MPI, GKE and Cloud TPU are recognised by jax itself.
+    """
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+class JitDevices:
+    """The batch is sharded over the mesh, the state lives on every device.
+
+    BatchNorm sees the global batch.
+    """
+
+    axis_name: str | None = None
+
+    def __init__(self, batch_size: int):
+        self.mesh = make_mesh()
+        self.replicated = NamedSharding(self.mesh, P())
+        check_divisible(batch_size)
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts host values, or those of one device, on every device."""
+        return jax.device_put(tree, self.replicated)
+
+    def local(self, tree: Any) -> Any:
+        """The inverse of `replicate`: without an axis of devices."""
+        return tree
+
+    def shard(self, feeds: Any) -> Any:
+        """Spreads [steps, N, ...], this process's part of N, over the devices."""
+        sharding = NamedSharding(self.mesh, P(None, AXIS))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, x), feeds
+        )
+
+    def constrain(self, batch: Any) -> Any:
+        """Inside the program: the batch [N, ...] stays spread over the devices."""
+        return jax.lax.with_sharding_constraint(
+            batch, NamedSharding(self.mesh, P(AXIS))
+        )
+
+    def compile(self, many: Callable, donate: bool = True) -> Callable:
+        """Makes a program of `steps.repeat`'s function; may use up its state."""
+        return jax.jit(many, donate_argnums=(0,) if donate else ())
+
+
+class PmapDevices:
+    """`jax.pmap`: each device has its own copy and its part of the batch.
+
+    BatchNorm sees the device's part; gradients and statistics are averaged.
+    """
+
+    axis_name = AXIS
+
+    def __init__(self, batch_size: int):
+        check_divisible(batch_size)
+        mesh = make_mesh()
+        self.replicated = NamedSharding(mesh, P())
+        self.stacked = NamedSharding(mesh, P(AXIS))
+        self.count = jax.local_device_count()
+
+    def replicate(self, tree: Any) -> Any:
+        def stack(x: Any) -> jax.Array:
+            copies = np.broadcast_to(np.asarray(x), (self.count, *np.shape(x)))
+            return jax.make_array_from_process_local_data(self.stacked, copies)
+
+        return jax.tree.map(stack, tree)
+
+    def local(self, tree: Any) -> Any:
+        def first(x: jax.Array) -> jax.Array:
+            copy = np.asarray(x.addressable_shards[0].data)[0]
+            return jax.make_array_from_process_local_data(self.replicated, copy)
+
+        return jax.tree.map(first, tree)
+
+    def shard(self, feeds: Any) -> Any:
+        def split(x: np.ndarray) -> jax.Array:  # [steps, N] to [devices, steps, n]
+            steps, n = x.shape[:2]
+            parts = x.reshape(steps, self.count, n // self.count, *x.shape[2:])
+            parts = np.ascontiguousarray(np.swapaxes(parts, 0, 1))
+            return jax.make_array_from_process_local_data(self.stacked, parts)
+
+        return jax.tree.map(split, feeds)
+
+    def constrain(self, batch: Any) -> Any:
+        return batch
+
+    def compile(self, many: Callable, donate: bool = True) -> Callable:
+        return jax.pmap(
+            many, AXIS, in_axes=(0, 0, 0, None), donate_argnums=(0,) if donate else ()
+        )
+
+
+def make_devices(parallel: str, batch_size: int) -> JitDevices | PmapDevices:
+    """The devices of a run, by `config.parallel`."""
+    return {"jit": JitDevices, "pmap": PmapDevices}[parallel](batch_size)
+
+
+def check_divisible(batch_size: int) -> None:
+    """Raises FlaxcnnError unless every device gets the same part of a batch."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise FlaxcnnError(
+            f"config.batch_size={batch_size} is not divisible by {devices} devices; "
+            f"use {max(1, batch_size // devices) * devices}"
+        )
+
+
+def any_process(flag: bool) -> bool:
+    """Is the flag set in any process? All processes must ask together."""
+    if jax.process_count() == 1:
+        return flag
+    flags = jax.make_array_from_process_local_data(
+        NamedSharding(make_mesh(), P(AXIS)), np.full(jax.local_device_count(), flag)
+    )
+    return bool(jax.jit(lambda x: x.any())(flags))
+
+
+def make_mesh() -> jax.sharding.Mesh:
+    """All devices along one axis."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))

@@ -1,0 +1,128 @@
+"""Optimizers and learning rates from `config.optim`."""
+
+import inspect
+import re
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+from ml_collections import ConfigDict
+
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.train.config import Durations, flatten, optimizer_function
+
+
+def make_schedule(
+    optim: ConfigDict, durations: Durations, total: int
+) -> optax.Schedule:
+    """The learning rate as a function of the step.
+
+    Args:
+      optim: `config.optim`.
+      durations: converts its durations to steps.
+      total: steps of the whole run, where cosine, linear and onecycle end.
+    """
+    warmup = round(durations.steps(optim.warmup))
+    if warmup >= total:
+        raise FlaxcnnError(
+            f"config.optim.warmup={optim.warmup!r} is {warmup} steps, the whole run "
+            f"{total}; shorten it"
+        )
+    after = total - warmup  # schedules count from the end of the warmup
+    schedule: optax.Schedule
+    match optim.schedule:
+        case "step":
+            milestones = [durations.steps(m) - warmup for m in optim.milestones]
+            schedule = optax.piecewise_constant_schedule(
+                optim.lr, {round(step): optim.gamma for step in milestones}
+            )
+        case "cosine":
+            schedule = optax.cosine_decay_schedule(optim.lr, after)
+        case "linear":
+            schedule = optax.linear_schedule(optim.lr, 0.0, after)
+        case "exponential":
+            schedule = optax.exponential_decay(
+                optim.lr, round(durations.steps("1 epoch")), optim.gamma
+            )
+        case "onecycle":
+            schedule = optax.cosine_onecycle_schedule(after, optim.lr)
+        case _:  # constant; plateau scales the updates instead
+            schedule = optax.constant_schedule(optim.lr)
+    if not warmup:
+        return schedule
+    ramp = optax.linear_schedule(0.0, optim.lr, warmup)
+    return optax.join_schedules([ramp, schedule], [warmup])
+
+
+def make_optimizer(
+    optim: ConfigDict, durations: Durations, total: int
+) -> optax.GradientTransformationExtraArgs:
+    """The optax transformation: clip, decay, optimizer, plateau, freeze.
+
+    Weight decay is L2 (added to the gradient, before momentum) unless the
+    optimizer has a decay of its own, as adamw and lion have; that one is decoupled.
+    """
+    function = optimizer_function(optim.name)
+    accepted = inspect.signature(function).parameters
+    arguments: dict[str, Any] = {
+        key: value
+        for key, value in flatten(optim).items()
+        if key in accepted and key != "name"
+    }
+    mask = {
+        key: lambda params: match_paths(optim.decay_mask, params)
+        for key in ("mask", "weight_decay_mask")
+        if key in accepted
+    }
+    chain = []
+    if optim.clip:
+        chain.append(optax.clip_by_global_norm(optim.clip))
+    if optim.weight_decay and "weight_decay" not in accepted:
+        chain.append(
+            optax.add_decayed_weights(
+                optim.weight_decay, lambda params: match_paths(optim.decay_mask, params)
+            )
+        )
+    schedule = make_schedule(optim, durations, total)
+    chain.append(function(learning_rate=schedule, **arguments, **mask))
+    if optim.schedule == "plateau":
+        epoch = max(1, round(durations.steps("1 epoch")))
+        patience = max(1, round(durations.steps(optim.patience) / epoch))
+        chain.append(
+            optax.contrib.reduce_on_plateau(
+                optim.gamma, patience, accumulation_size=epoch
+            )
+        )
+    transformation = optax.chain(*chain)
+    if optim.freeze:
+        transformation = optax.partition(
+            {"train": transformation, "freeze": optax.set_to_zero()},
+            lambda params: jax.tree.map(
+                lambda frozen: "freeze" if frozen else "train",
+                match_paths(optim.freeze, params),
+            ),
+        )
+    return optax.with_extra_args_support(transformation)
+
+
+def match_paths(pattern: str, tree: Any) -> Any:
+    """A tree of bools: does the pattern match the whole path "conv1/kernel"?
+
+    Raises:
+      FlaxcnnError: the pattern matches no path at all, or is no regex.
+    """
+
+    def matches(path: tuple, _: Any) -> bool:
+        return bool(regex.fullmatch("/".join(str(key.key) for key in path)))
+
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise FlaxcnnError(f"{pattern!r} is no regular expression: {error}") from None
+    result = jax.tree_util.tree_map_with_path(matches, tree)
+    if not any(jax.tree.leaves(result)):
+        paths = [jax.tree_util.keystr(p, simple=True, separator="/")
+                 for p, _ in jax.tree_util.tree_leaves_with_path(tree)][:4]  # fmt: skip
+        raise FlaxcnnError(f"{pattern!r} matches no parameter; there are {paths} ...")
+    return result

@@ -1,0 +1,62 @@
+"""The training state."""
+
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+from flax import struct
+
+PyTree = Any
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that a step changes.
+
+    Random numbers are not part of it: those of step t follow from (seed, t).
+
+    Attributes:
+      step: number of steps done, a scalar int32.
+      variables: {"params": ..., "batch_stats": ...}, float32.
+      opt_state: of the optax transformation.
+      ema: running average of `variables`, or None.
+    """
+
+    step: jax.Array
+    variables: dict[str, PyTree]
+    opt_state: PyTree
+    ema: dict[str, PyTree] | None
+
+    @property
+    def eval_variables(self) -> dict[str, PyTree]:
+        """What evaluation and the saved model use: the average if there is one."""
+        return self.variables if self.ema is None else self.ema
+
+
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    sample: jax.Array,
+    seed: int,
+    ema: bool,
+) -> TrainState:
+    """A fresh state; the weights follow from the seed alone.
+
+    Args:
+      model: the network.
+      tx: the optimizer.
+      sample: an input batch [N, H, W, C]; its values are not used.
+      seed: of the initialization.
+      ema: keep an average.
+    """
+
+    def init(key: jax.Array) -> TrainState:
+        variables = model.init(key, sample, train=False)
+        return TrainState(
+            step=jax.numpy.zeros((), jax.numpy.int32),
+            variables=variables,
+            opt_state=tx.init(variables["params"]),
+            ema=jax.tree.map(jax.numpy.copy, variables) if ema else None,
+        )
+
+    return jax.jit(init)(jax.random.key(seed))
