@@ -177,7 +177,7 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
     """
     load = functools.partial(
         load_source, data.name, data_dir=data.dir or None, limit=data.limit,
-        image_size=data.image_size,
+        image_size=data.image_size or None,
     )  # fmt: skip
     train, test = load("train"), load("test")
     shape = train[0]["image"].shape

@@ -12,7 +12,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from flaxcnn.errors import FlaxcnnError
 
@@ -35,7 +35,7 @@ def save_model(
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     arrays = {key: np.ascontiguousarray(value) for key, value in flat.items()}
     part = path.with_suffix(".part")
-    save_file(arrays, part, {KEY: json.dumps(metadata)})
+    part.write_bytes(save(arrays, {KEY: json.dumps(metadata)}))
     os.replace(part, path)
 
 
