@@ -1,0 +1,302 @@
+"""Where labelled images come from: one split as a random-access `Source`.
+
+`digits` needs no download, `tfds:<name>` reads a prepared tensorflow-datasets set
+without TensorFlow, and `folder:<path>` reads the user's own image files.
+"""
+
+import io
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from flaxcnn.data import builders
+from flaxcnn.errors import FlaxcnnError, unknown
+
+Example = tuple[np.ndarray, int]
+
+KNOWN = ("digits", "tfds:<name>", "folder:<path>")
+SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SMALL = 64 * 64 * 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set, random access.
+
+    `source[i]` is `{"image": uint8 [H, W, C], "label": int}`, decoded when asked for;
+    it raises FlaxcnnError, naming the file or record, where that cannot be decoded.
+    `classes` holds the class names: label `k` is `classes[k]`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    size: int
+    read: Callable[[int], Example]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label = self.read(range(self.size)[index])
+        return {"image": image, "label": label}
+
+
+def load_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    image_size: int | None = None,
+) -> Source:
+    """The split "train" or "test" of a data set.
+
+    Names:
+      `digits`: scikit-learn's 1,797 grey images [8, 8, 1], their 0..16 scaled to
+        0..255. Test is every fifth (i % 5 == 4: 359), train the others (1,438).
+      `tfds:<name>[/<config>][/<version>]`: a data set prepared as array_record in
+        `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets. Its validation
+        split is the test split where it has no labelled one. cifar10, cifar100 and
+        mnist are downloaded and prepared when they are missing.
+      `folder:<path>`: `<path>/<split>/<class>/*.jpg` (or png, webp, ...), the test
+        split in `test`, `validation` or `val`. Classes are the sorted directory names
+        of `train`; the images take turns by class, so that `limit` keeps them all.
+
+    `limit` keeps the first samples (None or 0: all). `image_size` resizes the shorter
+    side to that many pixels (bilinear, antialiased) and crops the centre square.
+
+    Raises:
+      FlaxcnnError: an unknown name or split, or data that is missing or unreadable.
+    """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if limit is not None and limit < 0:
+        raise FlaxcnnError(f"data.limit={limit} is negative; use 0 for all samples")
+    if image_size is not None and image_size < 1:
+        raise FlaxcnnError(f"data.image_size={image_size}; use a number of pixels")
+    kind, _, rest = name.partition(":")
+    if name == "digits":
+        source = _digits(split, image_size)
+    elif kind == "tfds" and rest:
+        source = _tfds(rest, split, builders.data_root(data_dir), image_size)
+    elif kind == "folder" and rest:
+        source = _folder(Path(rest).expanduser(), split, image_size)
+    elif name in builders.NAMES:
+        raise FlaxcnnError(f"unknown data set {name!r}; did you mean tfds:{name}?")
+    else:
+        raise unknown("data set", name, KNOWN)
+    return replace(source, size=min(limit or len(source), len(source)))
+
+
+def as_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """All samples in memory: images uint8 [N, H, W, C] and labels int32 [N].
+
+    Raises:
+      FlaxcnnError: images of different sizes.
+    """
+    first = source[0]["image"]
+    images = np.empty((len(source), *first.shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+
+    def fill(index: int) -> None:
+        image, labels[index] = source.read(index)
+        if image.shape != first.shape:
+            raise FlaxcnnError(
+                f"{source.name}: images of different sizes, {first.shape} and "
+                f"{image.shape}; set data.image_size"
+            )
+        images[index] = image
+
+    if first.size <= SMALL:  # threads would fight for the GIL: half the speed
+        for index in range(len(source)):
+            fill(index)
+        return images, labels
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(fill, range(len(source))):
+            pass  # raises what fill raised, and cancels the rest
+    return images, labels
+
+
+def decode_image(
+    file: Path | IO[bytes], channels: int = 3, image_size: int | None = None
+) -> np.ndarray:
+    """The image in `file` (a path or a binary stream): uint8 [H, W, channels].
+
+    Turned upright by its EXIF orientation and converted to RGB (or grey), whatever its
+    mode. With `image_size`, its centre square of that size: [S, S, channels].
+
+    Raises:
+      OSError, ValueError, SyntaxError: Pillow cannot decode it.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as opened:
+        if image_size:
+            # JPEG decodes at 1/2, 1/4 or 1/8 for less; twice the size hides it.
+            opened.draft("RGB", (2 * image_size, 2 * image_size))
+        image: Image.Image = opened
+        if image.getexif():
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255
+            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+        if image.mode == "P":  # Pillow warns about a palette's transparency
+            image = image.convert("RGBA")
+        image = image.convert({1: "L", 3: "RGB"}[channels])
+        if image_size:
+            image = _square(image, image_size)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _square(image: Any, size: int) -> Any:
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def _digits(split: str, image_size: int | None) -> Source:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)
+    if image_size:
+        squares = [_square(Image.fromarray(image), image_size) for image in images]
+        images = np.stack([np.asarray(square) for square in squares])
+    chosen = (np.arange(len(images)) % 5 == 4) == (split == "test")
+    images, labels = images[chosen][..., None], data.target[chosen]
+    return Source(
+        name="digits",
+        classes=tuple(map(str, data.target_names)),
+        size=len(images),
+        read=lambda i: (images[i], int(labels[i])),
+    )
+
+
+def _tfds(name: str, split: str, root: Path, image_size: int | None) -> Source:
+    with builders.quiet_tfds() as tfds:
+        path = _prepared(root, name)
+        if path is None and name in builders.NAMES:
+            path = builders.prepare(name, root)
+        if path is None:
+            raise _unprepared(tfds, name, root)
+        return _tfds_split(tfds, f"tfds:{name}", path, split, image_size)
+
+
+def _prepared(root: Path, name: str) -> Path | None:
+    """The directory of the newest prepared version; `name` may name the version."""
+    path = root / name.replace(":", "/")
+    found = [path, *path.glob("*")]  # tfds prepares in `<version>.incomplete*`
+    found = [p for p in found if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+    found = [p for p in found if (p / "dataset_info.json").is_file()]
+    return max(found, key=lambda p: [*map(int, p.name.split("."))], default=None)
+
+
+def _unprepared(tfds: Any, name: str, root: Path) -> FlaxcnnError:
+    base = re.split("[:/]", name)[0]
+    names = tfds.list_builders(with_community_datasets=False)
+    if base not in names:
+        return unknown("tfds data set", base, names)
+    return FlaxcnnError(
+        f"tfds:{name} is not prepared in {root}; run `pip install flaxcnn[prepare]` "
+        f"and `tfds build {base} --file_format=array_record --data_dir={root}`, or set "
+        "data.dir"
+    )
+
+
+def _tfds_split(
+    tfds: Any, name: str, path: Path, split: str, image_size: int | None
+) -> Source:
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    try:
+        builder = tfds.builder_from_directory(path)
+        names = [s for s in SPLITS[split] if s in builder.info.splits]
+        data = [builder.as_data_source(s, decoders=decoders) for s in names]
+        features = builder.info.features
+        channels = features["image"].shape[-1]
+        classes = tuple(features["label"].names)
+        # The test split of imagenet2012 is one without labels: they are -1.
+        labelled = next((d for d in data if d[0]["label"] >= 0), None)
+    except Exception as error:  # whatever tfds and array_record think of the files
+        raise FlaxcnnError(
+            f"{name}: cannot read {path} as labelled images in array_record "
+            f"({_short(error)}); delete that directory and prepare it again"
+        ) from error
+    if labelled is None or channels not in (1, 3):
+        raise FlaxcnnError(f"{name}: no labelled {split} split of grey or RGB images")
+
+    def read(index: int) -> Example:
+        try:
+            example = labelled[index]
+            stream = io.BytesIO(example["image"])
+            return decode_image(stream, channels, image_size), int(example["label"])
+        except Exception as error:
+            raise FlaxcnnError(
+                f"{name}: record {index} of {path} is corrupt ({_short(error)}); "
+                "delete that directory and prepare it again"
+            ) from error
+
+    return Source(name, classes, len(labelled), read)
+
+
+def _folder(root: Path, split: str, image_size: int | None) -> Source:
+    if not (root / "train").is_dir():
+        raise FlaxcnnError(
+            f"no directory {root / 'train'}; images go into {root}/<split>/<class>/"
+        )
+    tried = [root / name for name in SPLITS[split]]
+    directory = next((path for path in tried if path.is_dir()), None)
+    if directory is None:
+        raise FlaxcnnError(f"no directory {' or '.join(map(str, tried))}; add one")
+    classes = _class_names(root / "train")
+    extra = sorted({*_class_names(directory)} - {*classes})
+    if extra:
+        raise FlaxcnnError(
+            f"{directory / extra[0]}: a class that {root / 'train'} lacks; "
+            "rename it or add training images of it"
+        )
+    files = [_image_files(directory / name) for name in classes]
+    empty = [name for name, found in zip(classes, files, strict=True) if not found]
+    if len(empty) == len(classes) or (empty and split == "train"):
+        raise FlaxcnnError(
+            f"no images in {directory / empty[0] if empty else directory}; "
+            f"known kinds: {' '.join(SUFFIXES)}"
+        )
+    turns = [(i, k, f) for k, found in enumerate(files) for i, f in enumerate(found)]
+    samples = [(file, label) for _, label, file in sorted(turns)]
+
+    def read(index: int) -> Example:
+        file, label = samples[index]
+        try:
+            return decode_image(file, image_size=image_size), label
+        except Exception as error:  # a codec raises whatever it likes
+            raise FlaxcnnError(
+                f"{file}: cannot decode this image ({_short(error)}); "
+                "replace or delete it"
+            ) from error
+
+    return Source(f"folder:{root}", classes, len(samples), read)
+
+
+def _class_names(directory: Path) -> tuple[str, ...]:
+    found = (p.name for p in directory.iterdir() if p.is_dir())
+    return tuple(sorted(name for name in found if not name.startswith(".")))
+
+
+def _image_files(directory: Path) -> list[Path]:
+    found = (p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in found if not p.name.startswith("."))
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
