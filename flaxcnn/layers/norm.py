@@ -1,0 +1,94 @@
+"""Normalisation layers."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
+from flax.typing import Dtype
+from jax import Array, lax
+
+from flaxcnn.errors import FlaxcnnError
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with the semantics of `torch.nn.BatchNorm2d` (and 1d).
+
+    Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1. Normalises every channel of
+    [N, H, W, C] or [N, C] over all other axes:
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias.
+
+    `momentum` is torch's, the weight of the new value (flax's is one minus it):
+    running = (1 - momentum) * running + momentum * batch. With `train=True` the batch
+    is normalised by its own biased variance, and the running variance takes the
+    unbiased one, n / (n - 1) times as large; with `train=False` the running statistics
+    normalise. Parameters `scale` and `bias`, collection `batch_stats` with `mean` and
+    `var`, all float32; initialisation leaves the statistics at 0 and 1.
+
+    A batch that `jax.jit` shards over devices is normalised by its global statistics.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        shape = x.shape[-1:]
+        scale = bias = None
+        if self.use_scale:
+            scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            mean, var = _moments(x)
+            if not self.is_initializing():
+                n = x.size // x.shape[-1]
+                unbiased = var * (n / max(n - 1, 1))
+                running_mean.value = self._update(running_mean.value, mean)
+                running_var.value = self._update(running_var.value, unbiased)
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = lax.rsqrt(var + self.epsilon)
+        y = (x - mean) * (factor if scale is None else factor * scale)
+        return (y if bias is None else y + bias).astype(dtype)
+
+    def _update(self, running: Array, batch: Array) -> Array:
+        batch = batch.astype(running.dtype)
+        return (1 - self.momentum) * running + self.momentum * batch
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Mean and biased variance per channel, in one pass.
+
+    E[x^2] - E[x]^2 would cancel where |mean| is much larger than std. Neither moment's
+    gradient depends on a shift, and shifted by any one of the values it is safe.
+    """
+    axes = tuple(range(x.ndim - 1))
+    shift = lax.stop_gradient(x[(0,) * len(axes)])
+    x = x - shift
+    mean = x.mean(axes)
+    return mean + shift, jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
+
+
+def local_response_norm(
+    x: Array, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+) -> Array:
+    """Divide by a power of the local energy across channels, [..., C] to [..., C].
+
+    y_i = x_i / (k + alpha * sum_j x_j^2)^beta, where j runs over the `size` channels
+    centred on i (Krizhevsky et al. 2012, section 3.3). torch and caffe divide their
+    alpha by size: pass theirs as alpha / size. Raises FlaxcnnError if size is even.
+    """
+    if size < 1 or size % 2 == 0:
+        raise FlaxcnnError(f"LRN size {size} has no centre channel; use an odd size")
+    half, channels = size // 2, x.shape[-1]
+    square = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    square = jnp.pad(square, [(0, 0)] * (x.ndim - 1) + [(half, half)])
+    energy = sum(square[..., i : i + channels] for i in range(size))
+    return (x * (k + alpha * energy) ** -beta).astype(x.dtype)

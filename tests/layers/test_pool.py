@@ -1,0 +1,152 @@
+"""Pooling against torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.layers import avg_pool, global_avg_pool, max_pool, p_norm_pool
+
+# (size, window, strides, padding, ceil_mode)
+CASES = [
+    ((8, 8), 2, None, 0, False),
+    ((7, 9), 3, 2, 1, False),
+    ((7, 8), 3, 2, 0, True),
+    ((8, 7), 3, 2, 1, True),
+    ((9, 6), (3, 2), (1, 3), (1, 0), True),
+    ((6, 6), 2, 3, 1, True),
+    ((5, 5), 3, 1, 1, True),
+    ((2, 2), 3, 2, 0, True),
+]
+
+
+def to_torch(x):
+    return pytest.importorskip("torch").tensor(np.array(x)).permute(0, 3, 1, 2)
+
+
+def from_torch(x):
+    return x.detach().permute(0, 2, 3, 1).numpy()
+
+
+def compare(ours, theirs, x):
+    """Value and gradient of both, to float32."""
+
+    @jax.jit
+    def value_and_gradient(x, weights):
+        y, pull = jax.vjp(ours, x)
+        return y, pull(weights[:, : y.shape[1], : y.shape[2]])[0]
+
+    weights = np.random.default_rng(1).standard_normal((2, 12, 12, 3)).astype("f4")
+    y, dx = value_and_gradient(x, weights)
+    tx = to_torch(x).requires_grad_()
+    ty = theirs(tx)
+    np.testing.assert_allclose(y, from_torch(ty), rtol=1e-5, atol=1e-6)
+    ty.backward(to_torch(weights[:, : y.shape[1], : y.shape[2]]))
+    np.testing.assert_allclose(dx, from_torch(tx.grad), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "window", "strides", "padding", "ceil"), CASES)
+def test_max_pool_against_torch(size, window, strides, padding, ceil):
+    torch = pytest.importorskip("torch")
+    # Few different values, all negative: ties in most windows, and zero would win.
+    x = np.random.default_rng(0).integers(-4, -1, (2, *size, 3)).astype("f4")
+    compare(
+        lambda x: max_pool(x, window, strides, padding, ceil),
+        lambda x: torch.nn.functional.max_pool2d(
+            x, window, strides, padding, ceil_mode=ceil
+        ),
+        x,
+    )
+
+
+@pytest.mark.parametrize("count", [True, False])
+@pytest.mark.parametrize(("size", "window", "strides", "padding", "ceil"), CASES)
+def test_avg_pool_against_torch(size, window, strides, padding, ceil, count):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype("f4")
+    compare(
+        lambda x: avg_pool(x, window, strides, padding, ceil, count),
+        lambda x: torch.nn.functional.avg_pool2d(
+            x, window, strides, padding, ceil, count
+        ),
+        x,
+    )
+
+
+def test_p_norm_pool_against_torch():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, 7, 8, 3)).astype("f4")
+
+    def theirs(x):
+        total = torch.nn.functional.avg_pool2d(x.abs() ** 3, 3, 2, 1) * 9
+        return total ** (1 / 3)
+
+    compare(lambda x: p_norm_pool(x, 3, 3, 2, 1), theirs, x)
+
+
+def test_p_norm_pool_tends_to_max_pool():
+    x = jnp.asarray(np.random.default_rng(0).uniform(0, 50, (1, 8, 8, 2)), "f4")
+
+    @jax.jit
+    def run(x):
+        expected = max_pool(x, 3, 2)
+        pools = [p_norm_pool(x, p, 3, 2) for p in (2, 10, 100, 1000)]
+        errors = [jnp.abs(y - expected).max() for y in pools]
+        return errors, p_norm_pool(x, 1, 2), 4 * avg_pool(x, 2)
+
+    errors, norm, total = run(x)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1
+    np.testing.assert_allclose(norm, total, rtol=1e-5)
+
+
+def test_p_norm_pool_gradient_at_zero_is_finite():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(2.0)
+
+    @jax.jit
+    def gradients(x):
+        return [
+            jax.grad(lambda x, p=p: p_norm_pool(x, p, 2).sum())(x)[0, :, :, 0]
+            for p in (1, 1.5, 2, 300.0)
+        ]
+
+    for dx in gradients(x):
+        assert np.isfinite(dx).all()
+        assert dx[0, 0] == 1
+        assert not dx[2:].any()
+        assert not dx[:, 2:].any()
+
+
+def test_global_avg_pool():
+    x = np.random.default_rng(0).uniform(1, 2, (2, 5, 6, 3)).astype("f4")
+    np.testing.assert_allclose(global_avg_pool(x), x.mean((1, 2)), rtol=1e-6)
+    # 65536 ones: a bfloat16 sum would stop at 256.
+    y = global_avg_pool(jnp.ones((1, 256, 256, 1), jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+    assert float(y[0, 0]) == 1
+
+
+def test_bfloat16_stays_bfloat16():
+    x = jnp.ones((1, 4, 4, 1), jnp.bfloat16)
+    for y in (max_pool(x, 2), avg_pool(x, 2), p_norm_pool(x, 2, 2)):
+        assert y.dtype == jnp.bfloat16
+        assert y.shape == (1, 2, 2, 1)
+
+
+def test_max_pool_gradient_is_deterministic_code():
+    grad = jax.jit(jax.grad(lambda x: max_pool(x, 3, 2, 1).sum()))
+    assert "select_and_scatter" not in grad.lower(jnp.ones((1, 8, 8, 1))).as_text()
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_bad_input_says_the_cure(pool):
+    x = jnp.ones((1, 4, 4, 1))
+    with pytest.raises(FlaxcnnError, match="larger input"):
+        pool(x, 5)
+    with pytest.raises(FlaxcnnError, match="half the window"):
+        pool(x, 2, 2, 2)
+    with pytest.raises(FlaxcnnError, match="N, H, W, C"):
+        pool(x[0], 2)
+    with pytest.raises(FlaxcnnError, match="p >= 1"):
+        p_norm_pool(x, 0.5, 2)

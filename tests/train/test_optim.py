@@ -1,0 +1,160 @@
+"""Optimizers against torch.optim, schedules against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.train.config import Durations, default_config
+from flaxcnn.train.optim import make_optimizer, make_schedule
+
+DURATIONS = Durations(examples=100, batch_size=10)  # 10 steps an epoch
+
+
+def optim(**values):
+    config = default_config().optim
+    config.lr = 0.5
+    config.update(values)
+    return config
+
+
+def rates(total, **values):
+    schedule = make_schedule(optim(**values), DURATIONS, total)
+    return np.array([schedule(step) for step in range(total)])
+
+
+def test_step_schedule():
+    lr = rates(60, schedule="step", milestones=(2, "40 steps"), gamma=0.1)
+    expected = np.repeat([0.5, 0.05, 0.005], [20, 20, 20])
+    np.testing.assert_allclose(lr, expected, rtol=1e-6)
+
+
+def test_warmup_is_linear_and_does_not_move_the_milestones():
+    lr = rates(40, schedule="step", milestones=(2,), warmup="1 epoch")
+    np.testing.assert_allclose(lr[:10], 0.5 * np.arange(10) / 10, rtol=1e-6)
+    np.testing.assert_allclose(lr[10:], np.repeat([0.5, 0.05], [10, 20]), rtol=1e-6)
+
+
+def test_cosine_linear_exponential():
+    t = np.arange(50)
+    cosine = 0.25 * (1 + np.cos(np.pi * t / 50))
+    np.testing.assert_allclose(rates(50, schedule="cosine"), cosine, atol=1e-6)
+    linear = 0.5 * (1 - t / 50)
+    np.testing.assert_allclose(rates(50, schedule="linear"), linear, atol=1e-6)
+    exponential = 0.5 * 0.9 ** (t / 10)
+    lr = rates(50, schedule="exponential", gamma=0.9)
+    np.testing.assert_allclose(lr, exponential, rtol=1e-5)
+
+
+def test_onecycle_against_torch():
+    torch = pytest.importorskip("torch")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([parameter], 0.5), 0.5, 100, cycle_momentum=False
+    )
+    expected = []
+    for _ in range(100):
+        expected.append(cycle.get_last_lr()[0])
+        cycle.optimizer.step()
+        cycle.step()
+    # torch counts 100 steps as 99 intervals: its curve is that much steeper.
+    np.testing.assert_allclose(
+        rates(100, schedule="onecycle"), expected, atol=0.02 * 0.5
+    )
+
+
+def test_plateau_divides_the_updates_after_patience():
+    tx = make_optimizer(optim(schedule="plateau", patience="2 epochs"), DURATIONS, 100)
+    params = {"kernel": jnp.ones(3)}
+    state, sizes = tx.init(params), []
+    grads = {"kernel": jnp.ones(3)}
+    for _ in range(60):
+        updates, state = tx.update(grads, state, params, value=jnp.float32(1))
+        sizes.append(-float(updates["kernel"][0]))
+    # Momentum has long converged to lr / (1 - 0.9) when the loss has not fallen.
+    assert max(sizes) > 4
+    assert min(sizes[-5:]) < 0.2 * max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("values", "make"),
+    [
+        (dict(name="sgd", weight_decay=0.1),
+         lambda t, p: t.optim.SGD(p, 0.5, momentum=0.9, weight_decay=0.1)),
+        (dict(name="sgd", nesterov=True),
+         lambda t, p: t.optim.SGD(p, 0.5, momentum=0.9, nesterov=True)),
+        (dict(name="adam", weight_decay=0.1),
+         lambda t, p: t.optim.Adam(p, 0.5, weight_decay=0.1)),
+        (dict(name="adamw", weight_decay=0.1),
+         lambda t, p: t.optim.AdamW(p, 0.5, weight_decay=0.1)),
+    ],
+)  # fmt: skip
+def test_updates_equal_those_of_torch(values, make):
+    torch = pytest.importorskip("torch")
+    start = np.linspace(-1, 1, 6, dtype=np.float32)
+    parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    reference = make(torch, [parameter])
+    tx = make_optimizer(optim(**values), DURATIONS, 100)
+    params = {"layer": {"kernel": jnp.array(start)}}
+    state = tx.init(params)
+    for step in range(5):
+        gradient = np.sin(start + step).astype(np.float32)
+        parameter.grad = torch.from_numpy(gradient)
+        reference.step()
+        grads = {"layer": {"kernel": jnp.array(gradient)}}
+        updates, state = tx.update(grads, state, params, value=jnp.float32(0))
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(
+        params["layer"]["kernel"], parameter.detach().numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+def updates_of(values, params, grads):
+    tx = make_optimizer(optim(**values), DURATIONS, 100)
+    return tx.update(grads, tx.init(params), params, value=jnp.float32(0))[0]
+
+
+PARAMS = {"conv": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "fc": {"bias": jnp.ones(2)}}
+ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
+
+
+def test_decay_mask():
+    updates = updates_of(dict(weight_decay=0.1), PARAMS, ZEROS)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.05)
+    np.testing.assert_array_equal(updates["conv"]["bias"], 0)
+    everything = updates_of(dict(weight_decay=0.1, decay_mask=".*"), PARAMS, ZEROS)
+    np.testing.assert_allclose(everything["fc"]["bias"], -0.05)
+
+
+def test_freeze():
+    updates = updates_of(dict(freeze="conv/.*"), PARAMS, PARAMS)
+    np.testing.assert_array_equal(updates["conv"]["kernel"], 0)
+    np.testing.assert_allclose(updates["fc"]["bias"], -0.5)
+
+
+def test_clip():
+    updates = updates_of(dict(clip=1.0, momentum=0.0), PARAMS, PARAMS)
+    assert optax.global_norm(updates) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "lion", "adagrad", "muon", "prodigy"])
+def test_other_optimizers_by_name(name):
+    params = {"layer": {"kernel": jnp.ones((3, 3))}}
+    updates = updates_of(dict(name=name, weight_decay=0.01), params, params)
+    assert float(updates["layer"]["kernel"].mean()) < 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(decay_mask="kernels", weight_decay=0.1), "'kernels' matches no parameter"),
+        (dict(freeze="("), "'(' is no regular expression"),
+        (dict(warmup="20 epochs"), "is 200 steps, the whole run 100"),
+    ],
+)
+def test_bad_values(values, message):
+    with pytest.raises(FlaxcnnError) as error:
+        updates_of(values, PARAMS, ZEROS)
+    assert message in str(error.value)
