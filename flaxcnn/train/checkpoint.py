@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from flaxcnn.train.state import TrainState
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
+# orbax logs, at length, what it raises as well.
 for name in ("absl", "orbax"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -44,6 +46,11 @@ class Checkpoints:
             ),
         )
 
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self.manager.latest_step()
+
     def save(
         self, step: int, state: TrainState, progress: dict, accuracy: float | None
     ) -> None:
@@ -55,9 +62,12 @@ class Checkpoints:
           progress: JSON, comes back from `restore`.
           accuracy: on the test split at this step, if it was measured.
         """
-        if step == self.manager.latest_step():
+        if step == self.latest:
             return
-        with self._clear_errors(step):
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
+        if shutil.disk_usage(self.directory).free < 1.1 * size:
+            raise self._no_room()
+        with self.clear_errors():
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -77,7 +87,7 @@ class Checkpoints:
           sharding: where to put the restored arrays; the number of devices may
             differ from that of the run that saved them.
         """
-        step = self.manager.latest_step()
+        step = self.latest
         if step is None:
             return None
         target = jax.tree.map(
@@ -101,27 +111,29 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Waits until everything is on disk."""
-        with self._clear_errors(None):
+        with self.clear_errors():
             self.manager.wait_until_finished()
 
     def close(self) -> None:
         self.manager.close()
 
     @contextlib.contextmanager
-    def _clear_errors(self, step: int | None) -> Iterator[None]:
-        """A full disk in one line; it surfaces in the save after the one that failed."""
+    def clear_errors(self) -> Iterator[None]:
+        """Says in one line that the disk is full, whoever noticed."""
         try:
             yield
         except Exception as error:
             if not _disk_full(error):
                 raise
-            kept = sorted(int(p.name) for p in self.directory.glob("[0-9]*")
-                          if p.name.isdigit())  # fmt: skip
-            raise FlaxcnnError(
-                f"{self.directory}: no room on the disk for a checkpoint; "
-                + (f"that of step {kept[-1]} is whole: " if kept else "")
-                + "free some space and run the same command to continue"
-            ) from error
+            raise self._no_room() from error
+
+    def _no_room(self) -> FlaxcnnError:
+        steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
+        return FlaxcnnError(
+            f"{self.directory}: no room on the disk for a checkpoint; "
+            + (f"that of step {max(steps)} is whole: " if steps else "")
+            + "free some space and run the same command to continue"
+        )
 
 
 def _disk_full(error: BaseException | None) -> bool:

@@ -60,7 +60,8 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     check_workdir(workdir, config)
     trainer = Trainer(config, workdir)
     try:
-        return trainer.run()
+        with trainer.checkpoints.clear_errors():
+            return trainer.run()
     finally:
         trainer.close()
 
@@ -158,11 +159,13 @@ class Trainer:
         self.evaluated = self.step
 
     def save(self) -> None:
-        """A checkpoint of this step."""
+        """A checkpoint of this step, unless the step itself broke the parameters."""
         self._collect()
+        if not all_finite(self.state.variables):
+            raise self._diverged("parameters are")
         rows = [row for row in self.log.rows if row["split"] == "test"]
         accuracy = rows[-1]["accuracy"] if self.evaluated == self.step else None
-        progress = {"sums": self.sums, "seconds": self._seconds()}
+        progress = {"sums": dict(self.sums), "seconds": self._seconds()}
         self.checkpoints.save(
             self.step, self.devices.local(self.state), progress, accuracy
         )
@@ -278,13 +281,16 @@ class Trainer:
         self.sums["seconds"] += time.perf_counter() - started
         self.pending = []
         if not math.isfinite(self.sums["loss"]):
-            good = self.checkpoints.manager.latest_step()
-            raise FlaxcnnError(
-                f"the loss is not finite at step {self.step}; "
-                + (f"the last good checkpoint is of step {good}; " if good else "")
-                + f"try a lower config.optim.lr than {self.config.optim.lr:g}, "
-                "a config.optim.warmup or config.optim.clip=1.0"
-            )
+            raise self._diverged("loss is")
+
+    def _diverged(self, what: str) -> FlaxcnnError:
+        good = self.checkpoints.latest
+        return FlaxcnnError(
+            f"the {what} not finite at step {self.step}; "
+            + (f"the last good checkpoint is of step {good}; " if good else "")
+            + f"try a lower config.optim.lr than {self.config.optim.lr:g}, "
+            "a config.optim.warmup or config.optim.clip=1.0"
+        )
 
     def _log_training(self) -> None:
         self._collect()
@@ -370,6 +376,12 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     part = workdir / "config.json.part"
     part.write_text(json.dumps(flatten(config), indent=1) + "\n")
     os.replace(part, workdir / "config.json")
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Is every number of the tree finite?"""
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
 
 
 def add(sums: dict[str, float], pending: list[dict], local: Callable) -> None:

@@ -38,7 +38,7 @@ def test_the_optimizer_decides_which_arguments_there_are(debug_config):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("batch_siz", "1", "unknown config key 'batch_siz'; did you mean batch_size?"),
+        ("batch_siz", "1", "unknown config key 'batch_siz'; did you mean batch_size"),
         ("optim.learning", "1", "unknown config key 'optim.learning'"),
         ("model.droput", "1", "unknown config key 'model.droput'; did you mean model.d"),
         ("model.name", "resnet5", "unknown model 'resnet5'"),

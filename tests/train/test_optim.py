@@ -52,17 +52,16 @@ def test_onecycle_against_torch():
     torch = pytest.importorskip("torch")
     parameter = torch.nn.Parameter(torch.zeros(1))
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        torch.optim.SGD([parameter], 0.5), 0.5, 100, cycle_momentum=False
+        torch.optim.SGD([parameter], 0.5), 0.5, 1000, cycle_momentum=False
     )
     expected = []
-    for _ in range(100):
+    for _ in range(1000):
         expected.append(cycle.get_last_lr()[0])
         cycle.optimizer.step()
         cycle.step()
-    # torch counts 100 steps as 99 intervals: its curve is that much steeper.
-    np.testing.assert_allclose(
-        rates(100, schedule="onecycle"), expected, atol=0.02 * 0.5
-    )
+    # torch reaches the peak and the end one step earlier.
+    lr = rates(1000, schedule="onecycle")
+    np.testing.assert_allclose(lr, expected, atol=0.005 * 0.5)
 
 
 def test_plateau_divides_the_updates_after_patience():
@@ -107,7 +106,7 @@ def test_updates_equal_those_of_torch(values, make):
         updates, state = tx.update(grads, state, params, value=jnp.float32(0))
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(
-        params["layer"]["kernel"], parameter.detach().numpy(), rtol=1e-5, atol=1e-6
+        params["layer"]["kernel"], parameter.detach().numpy(), rtol=1e-4
     )
 
 
@@ -136,7 +135,7 @@ def test_freeze():
 
 def test_clip():
     updates = updates_of(dict(clip=1.0, momentum=0.0), PARAMS, PARAMS)
-    assert optax.global_norm(updates) == pytest.approx(0.5, rel=1e-5)
+    assert np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(updates))) == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "lion", "adagrad", "muon", "prodigy"])

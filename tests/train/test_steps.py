@@ -39,7 +39,7 @@ def test_loss_and_accuracy_against_torch():
     logits, _ = model.apply(
         state.variables, batch["image"], train=True, mutable=["batch_stats"]
     )
-    logits, label = torch.tensor(np.array(logits)), torch.tensor(np.array(batch["label"]))
+    logits, label = torch.tensor(np.array(logits)), torch.tensor(np.array(batch["label"], np.int64))
     loss = torch.nn.functional.cross_entropy(
         logits, label, label_smoothing=0.1, reduction="sum"
     )

@@ -1,0 +1,170 @@
+"""Whole runs in this process: what they leave behind, and that they are the same."""
+
+import csv
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import flaxcnn
+from flaxcnn.data import preprocess
+from flaxcnn.data.sources import as_arrays, load_source
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.train.loop import fit
+from flaxcnn.weights.files import load_model
+
+
+def tensors(workdir):
+    variables, _, _ = load_model(workdir / "model.safetensors")
+    return variables
+
+
+def assert_identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    from flaxcnn.train.config import load_config
+    from conftest import ROOT
+
+    workdir = tmp_path_factory.mktemp("finished")
+    config = load_config(
+        f"{ROOT}/configs/debug.py:tiny_bn",
+        {"data.translate": "1", "model.dropout": "0.1", "ema": "0.5"},
+    )
+    return workdir, config, fit(config, workdir)
+
+
+def test_what_a_run_leaves_behind(finished):
+    workdir, config, result = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {
+        "config.json", "metrics.jsonl", "metrics.csv", "checkpoints",
+        "model.safetensors", "curves.png", "log.txt",
+    }  # fmt: skip
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 32
+
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(r["step"], r["split"]) for r in rows] == [
+        (5, "train"), (5, "test"), (10, "train"), (10, "test"),
+    ]  # fmt: skip
+    assert rows[-1] == result
+    assert rows[0]["epoch"] == 5 * 32 / 128
+    with (workdir / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in table] == [row["loss"] for row in rows]
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "5"]
+
+
+def test_the_saved_model_predicts_what_the_run_measured(finished):
+    """Rebuilt from the file alone: loss and accuracy of the last test row."""
+    workdir, config, result = finished
+    variables, metadata, arrays = load_model(workdir / "model.safetensors")
+    assert metadata["classes"] == [str(digit) for digit in range(10)]
+    model = flaxcnn.create_model(metadata["model"], **metadata["fields"])
+    images, labels = as_arrays(load_source("digits", "test", limit=128, image_size=8))
+    x = preprocess.apply(metadata["preprocess"], arrays, jnp.asarray(images))
+    log_p = jax.nn.log_softmax(model.apply(variables, x, train=False))
+    losses = -np.asarray(log_p)[np.arange(128), labels]
+    assert losses.mean() == pytest.approx(result["loss"], rel=1e-5)
+    assert (log_p.argmax(1) == labels).mean() == pytest.approx(result["accuracy"])
+
+
+def test_a_finished_run_stays_finished(finished):
+    workdir, config, result = finished
+    again = fit(config, workdir)
+    assert again["step"] == 10
+    assert again["accuracy"] == result["accuracy"]
+
+
+def test_another_config_is_refused_with_the_differences(finished):
+    workdir, config, _ = finished
+    other = config.copy_and_resolve_references()
+    other.optim.lr = 0.5
+    with pytest.raises(FlaxcnnError) as error:
+        fit(other, workdir)
+    message = str(error.value)
+    assert "optim.lr: 0.01 there, 0.5 now" in message
+    assert "--workdir" in message
+    assert "seed" not in message
+
+
+def test_a_new_run_does_not_overwrite(finished):
+    workdir, config, _ = finished
+    other = config.copy_and_resolve_references()
+    other.resume = False
+    with pytest.raises(FlaxcnnError, match="holds a run already"):
+        fit(other, workdir)
+
+
+def test_two_runs_are_identical_and_another_seed_is_not(debug_config, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(debug_config("tiny_bn", seed=seed), tmp_path / name)
+    a, b, c = (tensors(tmp_path / name) for name in "abc")
+    assert_identical(a, b)
+    assert (a["params"]["conv"]["kernel"] != c["params"]["conv"]["kernel"]).any()
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"data__pipeline": "host"}, {"steps_per_call": 4}]
+)
+def test_the_pipeline_does_not_change_the_result(debug_config, tmp_path, overrides):
+    options = {"data__flip": True, "model__dropout": 0.1}
+    fit(debug_config("tiny_bn", **options), tmp_path / "a")
+    fit(debug_config("tiny_bn", **options, **overrides), tmp_path / "b")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        tensors(tmp_path / "a"), tensors(tmp_path / "b"),
+    )  # fmt: skip
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(debug_config, tmp_path):
+    config = debug_config(  # the rate explodes after step 3
+        "tiny_bn", checkpoint_every="1 step", optim__schedule="step",
+        optim__milestones="('3 steps',)", optim__gamma=1e38,
+    )  # fmt: skip
+    with pytest.raises(FlaxcnnError) as error:
+        fit(config, tmp_path)
+    message = str(error.value)
+    assert "not finite at step 4; the last good checkpoint is of step 3" in message
+    assert "lower config.optim.lr" in message
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(tmp_path / "checkpoints" / "3" / "state")
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["variables"]))
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32(debug_config, tmp_path):
+    fit(debug_config("tiny_bn", precision="bf16"), tmp_path / "bf16")
+    fit(debug_config("tiny_bn"), tmp_path / "fp32")
+    low, high = tensors(tmp_path / "bf16"), tensors(tmp_path / "fp32")
+    assert {x.dtype for x in jax.tree.leaves(low)} == {np.dtype("float32")}
+    difference = np.abs(low["params"]["conv"]["kernel"] - high["params"]["conv"]["kernel"])
+    assert 0 < difference.max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__name": "tfds:cifar"}, "unknown tfds data set 'cifar'; did you mean"),
+        ({"data__name": "folder:/nowhere"}, "no directory /nowhere/train"),
+        ({"model__num_classes": 5}, "config.model.num_classes=5, but digits has 10"),
+        ({"model__name": "allcnn_c", "data__image_size": 0}, "8x8 pixels is too small"),
+        ({"data__mixup": 1, "data__cutmix": 1}, "are both on; pick one"),
+        ({"log_every": "never"}, "'never' is no duration"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    debug_config, tmp_path, overrides, message
+):
+    with pytest.raises(FlaxcnnError) as error:
+        fit(debug_config("tiny_bn", **overrides), tmp_path / "run")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

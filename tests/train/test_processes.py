@@ -1,0 +1,158 @@
+"""Runs as processes: killed, stopped, on several devices, in several processes."""
+
+import json
+import signal
+import socket
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from flaxcnn.weights.files import load_model
+
+RUN = (
+    "--config=configs/debug.py:strided_cnn_a", "--config.data.image_size=12",
+    "--config.data.translate=1", "--config.data.flip=true", "--config.ema=0.9",
+)  # fmt: skip
+# 4 steps an epoch; the checkpoints are in the middle of epochs.
+LONG = (*RUN, "--config.steps=150", "--config.checkpoint_every=30 steps",
+        "--config.eval_every=50 steps", "--config.log_every=50 steps")  # fmt: skip
+
+
+def tensors(workdir):
+    return load_model(Path(workdir) / "model.safetensors")[0]
+
+
+def losses_of(path):
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [(r["step"], r["split"], r["loss"]) for r in map(json.loads, lines)]
+
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def interrupt(train_py, workdir, number, pipeline):
+    """Starts the long run and signals it once it has a checkpoint."""
+    process = train_py(
+        *LONG, f"--config.data.pipeline={pipeline}", f"--workdir={workdir}", wait=False
+    )
+    wait_for((workdir / "checkpoints" / "30").exists, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert not (workdir / "model.safetensors").exists(), "it finished too early"
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    "pipeline", ["device", pytest.param("host", marks=pytest.mark.long)]
+)
+def test_killed_or_stopped_runs_end_as_if_they_had_not_been(
+    train_py, tmp_path, pipeline
+):
+    options = (*LONG, f"--config.data.pipeline={pipeline}")
+    whole = train_py(*options, f"--workdir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+
+    code, _, _ = interrupt(train_py, tmp_path / "killed", signal.SIGKILL, pipeline)
+    assert code == -signal.SIGKILL
+    code, out, err = interrupt(train_py, tmp_path / "stopped", signal.SIGTERM, pipeline)
+    assert code == 0, err
+    assert "the same command continues" in out
+
+    for name in ("killed", "stopped"):
+        again = train_py(*options, f"--workdir={tmp_path / name}")
+        assert again.returncode == 0, again.stderr
+        assert "continuing from step" in again.stdout
+        a, b = tensors(tmp_path / "whole"), tensors(tmp_path / name)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+        # The sums of the interrupted stretch go on too: the same rows.
+        assert losses_of(tmp_path / "whole") == losses_of(tmp_path / name)
+
+
+NO_DROPOUT = ("--config.model.input_dropout=0", "--config.model.dropout=0")
+
+
+def test_one_device_eight_by_jit_eight_by_pmap(train_py, tmp_path):
+    runs = {
+        "one": dict(devices=1),
+        "jit": dict(devices=8),
+        "pmap": dict(devices=8),
+    }
+    for name, options in runs.items():
+        parallel = f"--config.parallel={'pmap' if name == 'pmap' else 'jit'}"
+        done = train_py(
+            *RUN, *NO_DROPOUT, parallel, f"--workdir={tmp_path / name}", **options
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"on {options['devices']} cpu" in done.stdout
+    one = tensors(tmp_path / "one")
+    moved = jax.tree.map(
+        lambda x: np.abs(x).max(), one["params"]["conv1"]["bias"]
+    )  # biases start at zero
+    assert moved > 1e-4
+    for name in ("jit", "pmap"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+            one, tensors(tmp_path / name),
+        )  # fmt: skip
+    losses = [losses_of(tmp_path / name) for name in runs]
+    for rows in losses[1:]:
+        assert rows == [(*row[:2], pytest.approx(row[2], rel=1e-4)) for row in losses[0]]
+
+
+@pytest.mark.long
+def test_a_run_continues_on_another_number_of_devices(train_py, tmp_path):
+    whole = train_py(*RUN, f"--workdir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    process = train_py(*RUN, f"--workdir={tmp_path / 'moved'}", devices=4, wait=False)
+    wait_for((tmp_path / "moved" / "checkpoints" / "5").exists, process)
+    process.kill()
+    process.communicate()
+    for parallel in ("jit", "jit"):
+        again = train_py(
+            *RUN, f"--config.parallel={parallel}", f"--workdir={tmp_path / 'moved'}"
+        )
+        assert again.returncode == 0, again.stderr
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+        tensors(tmp_path / "whole"), tensors(tmp_path / "moved"),
+    )  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("pipeline", ["device", "host"])
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_two_processes_equal_one_with_two_devices(train_py, tmp_path, parallel, pipeline):
+    options = (*RUN, *NO_DROPOUT[: 2 * (parallel == "pmap")],
+               f"--config.parallel={parallel}",
+               f"--config.data.pipeline={pipeline}")  # fmt: skip
+    one = train_py(*options, f"--workdir={tmp_path / 'one'}", devices=2)
+    assert one.returncode == 0, one.stderr
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        train_py(
+            *options, f"--workdir={tmp_path / 'two'}", f"--coordinator=localhost:{port}",
+            "--num_processes=2", f"--process_id={i}", wait=False,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    assert losses_of(tmp_path / "two") == [
+        (*row[:2], pytest.approx(row[2], rel=1e-5)) for row in losses_of(tmp_path / "one")
+    ]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+        tensors(tmp_path / "one"), tensors(tmp_path / "two"),
+    )  # fmt: skip
