@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int):
         self.directory = (workdir / "checkpoints").resolve()
+        _ignore_closed_loops()
         newest = policies.LatestN(keep)
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["accuracy"],
@@ -64,6 +67,7 @@ class Checkpoints:
         """
         if step == self.latest:
             return
+        self.finish()  # the one before: what it took and whether it is whole
         size = sum(x.nbytes for x in jax.tree.leaves(state))
         if shutil.disk_usage(self.directory).free < 1.1 * size:
             raise self._no_room()
@@ -147,3 +151,15 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
+
+
+@functools.cache
+def _ignore_closed_loops() -> None:
+    """After one write failed, tensorstore's others report to a loop that is gone."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
+        if not (kind is RuntimeError and str(value) == "Event loop is closed"):
+            usual(kind, value, trace)
+
+    sys.excepthook = hook

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -132,12 +134,25 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(debug_config, tmp_p
     )  # fmt: skip
     with pytest.raises(FlaxcnnError) as error:
         fit(config, tmp_path)
-    message = str(error.value)
-    assert "not finite at step 4; the last good checkpoint is of step 3" in message
-    assert "lower config.optim.lr" in message
+    found = re.search(r"not finite at step (\d); .* is of step (\d)", str(error.value))
+    assert "lower config.optim.lr" in str(error.value)
+    step, good = int(found[1]), found[2]
+    assert int(good) == step - 1 >= 3
     with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(tmp_path / "checkpoints" / "3" / "state")
+        state = checkpointer.restore(tmp_path / "checkpoints" / good / "state")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["variables"]))
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_begun(
+    debug_config, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)
+    answers = iter([usage, usage._replace(free=1000)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: next(answers))
+    with pytest.raises(FlaxcnnError, match=r"no room .* that of step 5 is whole"):
+        fit(debug_config("tiny_bn"), tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"5"}
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32(debug_config, tmp_path):
