@@ -76,7 +76,8 @@ def test_a_full_disk_costs_no_checkpoint(train_py, tmp_path):
     whole = train_py(*options, f"--workdir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     a, b = (
-        load_model(tmp_path / name / "model.safetensors")[0] for name in ("full", "whole")
+        load_model(tmp_path / name / "model.safetensors")[0]
+        for name in ("full", "whole")
     )
     jax.tree.map(np.testing.assert_array_equal, a, b)
 

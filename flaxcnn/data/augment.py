@@ -27,7 +27,9 @@ def make_augment(
       and one key a sample give images [N, H, W, C] and targets [N, num_classes].
     """
     if data.mixup and data.cutmix:
-        raise FlaxcnnError("config.data.mixup and config.data.cutmix are both on; pick one")
+        raise FlaxcnnError(
+            "config.data.mixup and config.data.cutmix are both on; pick one"
+        )
 
     def augment(batch: dict[str, Array], keys: Array) -> tuple[Array, Array]:
         images = batch["image"]

@@ -61,7 +61,8 @@ class EvalOrder:
         """{"index": int32 [batch_size], "mask": float32 [batch_size], 0 or 1}."""
         index = step * self.batch_size + np.arange(self.batch_size, dtype=np.int32)
         inside = index < self.examples
-        return {"index": np.where(inside, index, 0), "mask": np.float32(inside)}
+        mask = inside.astype(np.float32)
+        return {"index": np.where(inside, index, 0), "mask": mask}
 
     def __len__(self) -> int:
         return -(-self.examples // self.batch_size)
@@ -99,7 +100,8 @@ class HostPipeline:
     def __init__(self, source: Source, order: TrainOrder | EvalOrder):
         self.resident: dict[str, np.ndarray] = {}
         self.source, self.order = source, order
-        self._next, self._batches = -1, iter(())
+        self._next = -1
+        self._batches: Iterator[Feed] = iter(())
 
     def feeds(self, steps: range) -> Feed:
         """As `DevicePipeline.feeds`, with the images and labels themselves."""

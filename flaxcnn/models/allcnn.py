@@ -10,7 +10,9 @@ averaged.
 
 Where the paper is silent: 5x5 convolutions and 3x3 poolings are padded so that
 32 pixels become 16, then 8; the 3x3 convolution of the top is not (8 to 6, the
-"6x6" of Table 1); weights are drawn as by He et al. (2015).
+"6x6" of Table 1); weights are drawn as by He et al. (2015). The biases of the class
+maps start at 1, which softmax does not see: behind their ReLU a map that starts at 0
+is soon pushed below it, for good, by all the classes that it is not.
 """
 
 import jax
@@ -26,32 +28,30 @@ from flaxcnn.registry import Info, register
 KERNELS = {"a": (5,), "b": (5, 1), "c": (3, 3)}
 
 
-# fmt: off
-@register("cnn_a", base="a", reduction="pool", info=Info(
-    params=839_242, macs=138.7e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("cnn_b", base="b", reduction="pool", info=Info(
-    params=885_610, macs=157.6e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("cnn_c", base="c", reduction="pool", info=Info(
-    params=954_730, macs=228.3e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("strided_cnn_a", base="a", reduction="strided", info=Info(
-    params=839_242, macs=44.7e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("strided_cnn_b", base="b", reduction="strided", info=Info(
-    params=885_610, macs=143.4e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("strided_cnn_c", base="c", reduction="strided", info=Info(
-    params=954_730, macs=100.9e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("convpool_cnn_a", base="a", reduction="convpool", info=Info(
-    params=1_254_250, macs=308.5e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("convpool_cnn_b", base="b", reduction="convpool", info=Info(
-    params=1_300_618, macs=327.4e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("convpool_cnn_c", base="c", reduction="convpool", info=Info(
-    params=1_369_738, macs=398.2e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("allcnn_a", base="a", reduction="all", info=Info(
-    params=1_254_250, macs=181.1e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("allcnn_b", base="b", reduction="all", info=Info(
-    params=1_300_618, macs=200.0e6, input_size=(32, 32, 3), paper="1412.6806"))
-@register("allcnn_c", base="c", reduction="all", info=Info(
-    params=1_369_738, macs=270.8e6, input_size=(32, 32, 3), paper="1412.6806"))
-# fmt: on
+@register("cnn_a", base="a", reduction="pool", info=Info(params=839_242,
+    macs=138.7e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("cnn_b", base="b", reduction="pool", info=Info(params=885_610,
+    macs=157.6e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("cnn_c", base="c", reduction="pool", info=Info(params=954_730,
+    macs=228.3e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("strided_cnn_a", base="a", reduction="strided", info=Info(params=839_242,
+    macs=44.7e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("strided_cnn_b", base="b", reduction="strided", info=Info(params=885_610,
+    macs=143.4e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("strided_cnn_c", base="c", reduction="strided", info=Info(params=954_730,
+    macs=100.9e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("convpool_cnn_a", base="a", reduction="convpool", info=Info(params=1_254_250,
+    macs=308.5e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("convpool_cnn_b", base="b", reduction="convpool", info=Info(params=1_300_618,
+    macs=327.4e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("convpool_cnn_c", base="c", reduction="convpool", info=Info(params=1_369_738,
+    macs=398.2e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("allcnn_a", base="a", reduction="all", info=Info(params=1_254_250,
+    macs=181.1e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("allcnn_b", base="b", reduction="all", info=Info(params=1_300_618,
+    macs=200.0e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+@register("allcnn_c", base="c", reduction="all", info=Info(params=1_369_738,
+    macs=270.8e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 class AllCNN(nn.Module):
     """The networks of Table 3.
 
@@ -80,12 +80,13 @@ class AllCNN(nn.Module):
         count = 0
 
         def conv(x: jax.Array, features: int, kernel: int, stride: int = 1,
-                 padding: int | None = None) -> jax.Array:  # fmt: skip
+                 padding: int | None = None, bias: float = 0.0) -> jax.Array:  # fmt: skip
             nonlocal count
             count += 1
             padding = kernel // 2 if padding is None else padding
-            layer = Conv(features, (kernel, kernel), stride, padding,
-                         kernel_init=nn.initializers.he_normal(), dtype=self.dtype,
+            layer = Conv(features, (kernel, kernel), stride, padding, dtype=self.dtype,
+                         kernel_init=nn.initializers.he_normal(),
+                         bias_init=nn.initializers.constant(bias),
                          name=f"conv{count}")  # fmt: skip
             return nn.relu(layer(x))
 
@@ -109,13 +110,13 @@ class AllCNN(nn.Module):
         x = conv(x, 192, 1)
         ends["pre_logits"] = global_avg_pool(x)
         if self.num_classes:
-            x = conv(x, self.num_classes, 1)  # ReLU here too, as in the paper
+            x = conv(x, self.num_classes, 1, bias=1.0)  # ReLU here too, as in the paper
         x = global_avg_pool(x.astype(jnp.float32))
         return (x, ends) if endpoints else x
 
 
-@register("allconv_mnist", info=Info(
-    params=6_006, macs=257_472, input_size=(28, 28, 1), paper="STAT 453, L13"))  # fmt: skip
+@register("allconv_mnist", info=Info(params=6_006,
+    macs=257_472, input_size=(28, 28, 1), paper="STAT 453, L13"))  # fmt: skip
 class AllConvMNIST(nn.Module):
     """The lecture's small all-convolutional net for MNIST, a notebook of its own.
 

@@ -58,12 +58,10 @@ class MlpConv(nn.Module):
         return x
 
 
-# fmt: off
-@register("nin", info=Info(
-    params=966_986, macs=222.5e6, input_size=(32, 32, 3), paper="1312.4400"))
-@register("nin_lecture", lecture=True, info=Info(
-    params=966_986, macs=222.5e6, input_size=(32, 32, 3), paper="1312.4400"))
-# fmt: on
+@register("nin", info=Info(params=966_986,
+    macs=222.5e6, input_size=(32, 32, 3), paper="1312.4400"))  # fmt: skip
+@register("nin_lecture", lecture=True, info=Info(params=966_986,
+    macs=222.5e6, input_size=(32, 32, 3), paper="1312.4400"))  # fmt: skip
 class NiN(nn.Module):
     """The network for CIFAR.
 
@@ -85,9 +83,7 @@ class NiN(nn.Module):
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits [N, num_classes] of images [N, H, W, C], H and W at least 5."""
         check_images("NiN", x, min_size=5)
-        mlpconv = functools.partial(
-            MlpConv, torch_init=self.lecture, dtype=self.dtype
-        )
+        mlpconv = functools.partial(MlpConv, torch_init=self.lecture, dtype=self.dtype)
         border = {"padding": 1} if self.lecture else {"ceil_mode": True}
         pool2 = avg_pool if self.lecture else max_pool
         ends = {}

@@ -151,8 +151,6 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-
-
 @functools.cache
 def _ignore_closed_loops() -> None:
     """After one write failed, tensorstore's others report to a loop that is gone."""

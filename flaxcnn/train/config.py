@@ -9,6 +9,7 @@ import inspect
 import math
 import re
 import runpy
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,19 @@ class Durations:
         number, unit = float(match[1]), match[2] or "epoch"
         per_unit = {"step": self.batch_size, "epoch": self.examples, "example": 1}
         return number * per_unit[unit] / self.batch_size
+
+    def period(self, duration: Duration) -> Fraction:
+        """Steps between two events, exactly.
+
+        Raises:
+          FlaxcnnError: not more than 0.
+        """
+        steps = Fraction(self.steps(duration)).limit_denominator(self.batch_size)
+        if steps <= 0:
+            raise FlaxcnnError(
+                f'{duration!r} is no period; write for example "1 epoch"'
+            )
+        return steps
 
     def total(self, config: ConfigDict) -> int:
         """Steps of the whole run: from `steps`, else `examples`, else `epochs`."""

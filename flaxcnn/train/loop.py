@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from flaxcnn.train.config import Durations, check_config, flatten
 from flaxcnn.train.log import Log, logger
 from flaxcnn.train.mesh import any_process, make_devices
 from flaxcnn.train.optim import make_optimizer
-from flaxcnn.train.state import TrainState, init_state
+from flaxcnn.train.state import init_state
 from flaxcnn.train.steps import make_eval_step, make_train_step, repeat
 
 # What may differ between a run and its continuation.
@@ -67,7 +68,12 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
 
 
 class Trainer:
-    """One run. Everything that bad input can break breaks here, before it starts."""
+    """One run. Bad input shows while it is made, before it leaves anything behind."""
+
+    step: int  # steps done
+    evaluated: int  # the step of the last evaluation
+    pending: list[dict]  # metrics of steps since the last fetch, still on the device
+    sums: dict[str, float]  # of the steps since the last row
 
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
@@ -77,7 +83,7 @@ class Trainer:
         self.durations = Durations(self.data.train_examples, config.batch_size)
         self.total = self.durations.total(config)
         self.every = {
-            what: self.durations.steps(config[f"{what}_every"])
+            what: self.durations.period(config[f"{what}_every"])
             for what in ("log", "eval", "checkpoint")
         }
         tx = make_optimizer(config.optim, self.durations, self.total)
@@ -141,9 +147,7 @@ class Trainer:
         pending = []
         for first in range(0, self.data.eval_steps, self.steps_per_call):
             stop = min(self.data.eval_steps, first + self.steps_per_call)
-            feeds = self._feeds(
-                self.data.test, range(first, stop), self.steps_per_call
-            )
+            feeds = self._feeds(self.data.test, range(first, stop), self.steps_per_call)
             args = (variables, self.test_resident, feeds, stop - first)
             program = self._compiled("evaluation", self.eval_many, args)
             variables, metrics = program(*args)
@@ -215,8 +219,7 @@ class Trainer:
         self.test_resident = self.devices.replicate({**data.test.resident, **arrays})
 
     def _restore(self) -> None:
-        self.step, self.evaluated = 0, -1
-        self.pending: list[dict] = []
+        self.step, self.evaluated, self.pending = 0, -1, []
         self.sums = {"loss": 0.0, "correct": 0.0, "count": 0.0, "seconds": 0.0}
         self.seconds_before = 0.0
         restored = self.checkpoints.restore(self.state, self.devices.replicated)
@@ -245,18 +248,21 @@ class Trainer:
             logger.info("continuing from step %d", self.step)
 
     def _next_stop(self) -> int:
-        events = [math.floor(self.step / every + 1e-9) + 1 for every in self.every.values()]
-        steps = [math.ceil(n * every - 1e-9)
-                 for n, every in zip(events, self.every.values(), strict=True)]  # fmt: skip
-        return min(self.total, *(max(step, self.step + 1) for step in steps))
+        """The next step after which something is due."""
+        due = [
+            max(self.step + 1, math.ceil((self._times(what, self.step) + 1) * every))
+            for what, every in self.every.items()
+        ]
+        return min(self.total, *due)
 
     def _due(self, what: str) -> bool:
         """Has one of the event's times come with this step?"""
-        every = self.every[what]
-        before, now = (
-            math.floor(step / every + 1e-9) for step in (self.step - 1, self.step)
-        )
+        now, before = self._times(what, self.step), self._times(what, self.step - 1)
         return now > before or self.step == self.total
+
+    def _times(self, what: str, step: int) -> int:
+        """How often the event has come by then; its period need not be whole."""
+        return math.floor(Fraction(step) / self.every[what])
 
     def _feeds(self, pipeline: Any, steps: range, length: int) -> Any:
         feeds = pipeline.feeds(steps)

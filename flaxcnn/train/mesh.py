@@ -111,7 +111,7 @@ class PmapDevices:
 
 def make_devices(parallel: str, batch_size: int) -> JitDevices | PmapDevices:
     """The devices of a run, by `config.parallel`."""
-    return {"jit": JitDevices, "pmap": PmapDevices}[parallel](batch_size)
+    return (PmapDevices if parallel == "pmap" else JitDevices)(batch_size)
 
 
 def check_divisible(batch_size: int) -> None:

@@ -54,7 +54,7 @@ def init_state(
         variables = model.init(key, sample, train=False)
         return TrainState(
             step=jax.numpy.zeros((), jax.numpy.int32),
-            variables=variables,
+            variables=dict(variables),
             opt_state=tx.init(variables["params"]),
             ema=jax.tree.map(jax.numpy.copy, variables) if ema else None,
         )

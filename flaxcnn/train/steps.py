@@ -84,9 +84,9 @@ def make_train_step(
         others = {k: v for k, v in state.variables.items() if k != "params"}
 
         def micro_step(carry: PyTree, xs: PyTree) -> tuple[PyTree, None]:
-            others, grads, loss, correct = carry
-            (l, (others, c)), g = grad(params, others, *xs)
-            return (others, jax.tree.map(jnp.add, grads, g), loss + l, correct + c), None
+            others, sums = carry
+            (loss, (others, correct)), grads = grad(params, others, *xs)
+            return (others, jax.tree.map(jnp.add, sums, (grads, loss, correct))), None
 
         if grad_accum == 1:
             (loss, (others, correct)), grads = grad(
@@ -95,9 +95,9 @@ def make_train_step(
         else:
             split = functools.partial(_split, grad_accum)
             keys = jax.random.split(dropout_key, grad_accum)
-            zeros = (others, jax.tree.map(jnp.zeros_like, params), 0.0, 0)
-            (others, grads, loss, correct), _ = lax.scan(
-                micro_step, zeros, (split(images), split(targets), keys)
+            zeros = (jax.tree.map(jnp.zeros_like, params), 0.0, 0)
+            (others, (grads, loss, correct)), _ = lax.scan(
+                micro_step, (others, zeros), (split(images), split(targets), keys)
             )
             grads, loss = jax.tree.map(lambda x: x / grad_accum, (grads, loss))
 
@@ -125,7 +125,7 @@ def make_eval_step(
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> Metrics:
-        logits = model.apply(variables, batch["image"], train=False)
+        logits: Any = model.apply(variables, batch["image"], train=False)
         targets = jax.nn.one_hot(batch["label"], num_classes)
         losses = optax.softmax_cross_entropy(logits, targets)
         hits = logits.argmax(-1) == batch["label"]

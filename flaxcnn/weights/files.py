@@ -52,7 +52,9 @@ def load_model(
             metadata = json.loads((file.metadata() or {})[KEY])
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise FlaxcnnError(f"no file {path}; training writes model.safetensors") from None
+        raise FlaxcnnError(
+            f"no file {path}; training writes model.safetensors"
+        ) from None
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise FlaxcnnError(
             f"{path} is not a model file of flaxcnn ({type(error).__name__}: {error})"

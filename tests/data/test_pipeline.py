@@ -98,7 +98,9 @@ def test_own_images(photos, pipeline):
     assert data.classes == ("a", "b")
     assert data.image_shape == (12, 12, 3)
     assert (data.train_examples, data.test_examples, data.eval_steps) == (6, 2, 1)
-    assert isinstance(data.train, HostPipeline if pipeline == "host" else DevicePipeline)
+    assert isinstance(
+        data.train, HostPipeline if pipeline == "host" else DevicePipeline
+    )
 
 
 def test_images_of_different_sizes_need_a_size(photos):

@@ -34,15 +34,19 @@ def allcnn_rows(base, reduction):
 def nin_rows(lecture):
     pools = [("max", 3, 2, 1), ("avg", 3, 2, 1)] if lecture else [("ceil", 3, 2, 0)] * 2
     return [
-        ("conv", 192, 5, 1, 2), ("conv", 160, 1, 1, 0), ("conv", 96, 1, 1, 0), pools[0],
-        ("conv", 192, 5, 1, 2), ("conv", 192, 1, 1, 0), ("conv", 192, 1, 1, 0), pools[1],
+        ("conv", 192, 5, 1, 2), ("conv", 160, 1, 1, 0), ("conv", 96, 1, 1, 0),
+        pools[0],
+        ("conv", 192, 5, 1, 2), ("conv", 192, 1, 1, 0), ("conv", 192, 1, 1, 0),
+        pools[1],
         ("conv", 192, 3, 1, 1), ("conv", 192, 1, 1, 0), ("conv", 10, 1, 1, 0),
     ]  # fmt: skip
 
 
 ALLCONV_ROWS = [
     ("conv", width, 3, stride, 1)
-    for width, stride in zip((4, 4, 8, 8, 16, 16, 10), (1, 2, 1, 2, 1, 2, 1), strict=True)
+    for width, stride in zip(
+        (4, 4, 8, 8, 16, 16, 10), (1, 2, 1, 2, 1, 2, 1), strict=True
+    )
 ]
 
 NETS = {
@@ -156,7 +160,9 @@ def test_dense_after_flatten_is_not_what_these_nets_have():
     x = jnp.zeros((1, 40, 33, 3))
     for name in ("allcnn_c", "nin"):
         model = flaxcnn.create_model(name)
-        shapes = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), x, train=False))
+        shapes = jax.eval_shape(
+            lambda m=model: m.init(jax.random.key(0), x, train=False)
+        )
         assert sum(p.size for p in jax.tree.leaves(shapes)) == (
             flaxcnn.model_info(name).params
         )

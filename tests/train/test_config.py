@@ -40,7 +40,11 @@ def test_the_optimizer_decides_which_arguments_there_are(debug_config):
     [
         ("batch_siz", "1", "unknown config key 'batch_siz'; did you mean batch_size"),
         ("optim.learning", "1", "unknown config key 'optim.learning'"),
-        ("model.droput", "1", "unknown config key 'model.droput'; did you mean model.d"),
+        (
+            "model.droput",
+            "1",
+            "unknown config key 'model.droput'; did you mean model.d",
+        ),
         ("model.name", "resnet5", "unknown model 'resnet5'"),
         ("model.name", "allcn_c", "did you mean allcnn_c"),
         ("optim.name", "sdg", "unknown optimizer 'sdg'; did you mean sgd"),
@@ -65,12 +69,16 @@ def test_bad_values(debug_config, key, value, message):
 def test_a_key_that_a_config_file_invents():
     config = default_config()
     config.optim.wamup = "5 epochs"
-    with pytest.raises(FlaxcnnError, match=r"'optim\.wamup'; did you mean optim\.warmup"):
+    with pytest.raises(
+        FlaxcnnError, match=r"'optim\.wamup'; did you mean optim\.warmup"
+    ):
         check_config(config)
 
 
 def test_no_such_config_file():
-    with pytest.raises(FlaxcnnError, match=r"allcnn_d\.py'; did you mean .*allcnn_c\.py"):
+    with pytest.raises(
+        FlaxcnnError, match=r"allcnn_d\.py'; did you mean .*allcnn_c\.py"
+    ):
         load_config("configs/allcnn_d.py")
 
 

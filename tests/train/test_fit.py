@@ -30,8 +30,9 @@ def assert_identical(a, b):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    from flaxcnn.train.config import load_config
     from conftest import ROOT
+
+    from flaxcnn.train.config import load_config
 
     workdir = tmp_path_factory.mktemp("finished")
     config = load_config(
@@ -42,7 +43,7 @@ def finished(tmp_path_factory):
 
 
 def test_what_a_run_leaves_behind(finished):
-    workdir, config, result = finished
+    workdir, _, result = finished
     names = {path.name for path in workdir.iterdir()}
     assert names >= {
         "config.json", "metrics.jsonl", "metrics.csv", "checkpoints",
@@ -67,7 +68,7 @@ def test_what_a_run_leaves_behind(finished):
 
 def test_the_saved_model_predicts_what_the_run_measured(finished):
     """Rebuilt from the file alone: loss and accuracy of the last test row."""
-    workdir, config, result = finished
+    workdir, _, result = finished
     variables, metadata, arrays = load_model(workdir / "model.safetensors")
     assert metadata["classes"] == [str(digit) for digit in range(10)]
     model = flaxcnn.create_model(metadata["model"], **metadata["fields"])
@@ -160,7 +161,9 @@ def test_bf16_computes_in_bf16_and_keeps_float32(debug_config, tmp_path):
     fit(debug_config("tiny_bn"), tmp_path / "fp32")
     low, high = tensors(tmp_path / "bf16"), tensors(tmp_path / "fp32")
     assert {x.dtype for x in jax.tree.leaves(low)} == {np.dtype("float32")}
-    difference = np.abs(low["params"]["conv"]["kernel"] - high["params"]["conv"]["kernel"])
+    difference = np.abs(
+        low["params"]["conv"]["kernel"] - high["params"]["conv"]["kernel"]
+    )
     assert 0 < difference.max() < 0.05
 
 
@@ -172,6 +175,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32(debug_config, tmp_path):
         ({"model__num_classes": 5}, "config.model.num_classes=5, but digits has 10"),
         ({"model__name": "allcnn_c", "data__image_size": 0}, "8x8 pixels is too small"),
         ({"data__mixup": 1, "data__cutmix": 1}, "are both on; pick one"),
+        ({"eval_every": "0 epochs"}, "'0 epochs' is no period"),
         ({"log_every": "never"}, "'never' is no duration"),
     ],
 )

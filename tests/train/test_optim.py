@@ -115,7 +115,10 @@ def updates_of(values, params, grads):
     return tx.update(grads, tx.init(params), params, value=jnp.float32(0))[0]
 
 
-PARAMS = {"conv": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "fc": {"bias": jnp.ones(2)}}
+PARAMS = {
+    "conv": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+    "fc": {"bias": jnp.ones(2)},
+}
 ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
 
 
@@ -135,7 +138,9 @@ def test_freeze():
 
 def test_clip():
     updates = updates_of(dict(clip=1.0, momentum=0.0), PARAMS, PARAMS)
-    assert np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(updates))) == pytest.approx(0.5, rel=1e-5)
+    assert np.sqrt(
+        sum((x**2).sum() for x in jax.tree.leaves(updates))
+    ) == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "lion", "adagrad", "muon", "prodigy"])
@@ -148,7 +153,10 @@ def test_other_optimizers_by_name(name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (dict(decay_mask="kernels", weight_decay=0.1), "'kernels' matches no parameter"),
+        (
+            dict(decay_mask="kernels", weight_decay=0.1),
+            "'kernels' matches no parameter",
+        ),
         (dict(freeze="("), "'(' is no regular expression"),
         (dict(warmup="20 epochs"), "is 200 steps, the whole run 100"),
     ],

@@ -30,7 +30,6 @@ def losses_of(path):
     return [(r["step"], r["split"], r["loss"]) for r in map(json.loads, lines)]
 
 
-
 def wait_for(condition, process, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
@@ -105,7 +104,9 @@ def test_one_device_eight_by_jit_eight_by_pmap(train_py, tmp_path):
         )  # fmt: skip
     losses = [losses_of(tmp_path / name) for name in runs]
     for rows in losses[1:]:
-        assert rows == [(*row[:2], pytest.approx(row[2], rel=1e-4)) for row in losses[0]]
+        assert rows == [
+            (*row[:2], pytest.approx(row[2], rel=1e-4)) for row in losses[0]
+        ]
 
 
 @pytest.mark.long
@@ -130,7 +131,9 @@ def test_a_run_continues_on_another_number_of_devices(train_py, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("pipeline", ["device", "host"])
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_two_processes_equal_one_with_two_devices(train_py, tmp_path, parallel, pipeline):
+def test_two_processes_equal_one_with_two_devices(
+    train_py, tmp_path, parallel, pipeline
+):
     options = (*RUN, *NO_DROPOUT[: 2 * (parallel == "pmap")],
                f"--config.parallel={parallel}",
                f"--config.data.pipeline={pipeline}")  # fmt: skip
@@ -141,16 +144,18 @@ def test_two_processes_equal_one_with_two_devices(train_py, tmp_path, parallel, 
         port = probe.getsockname()[1]
     processes = [
         train_py(
-            *options, f"--workdir={tmp_path / 'two'}", f"--coordinator=localhost:{port}",
-            "--num_processes=2", f"--process_id={i}", wait=False,
+            *options, f"--workdir={tmp_path / 'two'}",
+            f"--coordinator=localhost:{port}", "--num_processes=2",
+            f"--process_id={i}", wait=False,
         )
         for i in range(2)
     ]  # fmt: skip
     for process in processes:
-        out, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
     assert losses_of(tmp_path / "two") == [
-        (*row[:2], pytest.approx(row[2], rel=1e-5)) for row in losses_of(tmp_path / "one")
+        (*row[:2], pytest.approx(row[2], rel=1e-5))
+        for row in losses_of(tmp_path / "one")
     ]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),

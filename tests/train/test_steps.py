@@ -39,7 +39,10 @@ def test_loss_and_accuracy_against_torch():
     logits, _ = model.apply(
         state.variables, batch["image"], train=True, mutable=["batch_stats"]
     )
-    logits, label = torch.tensor(np.array(logits)), torch.tensor(np.array(batch["label"], np.int64))
+    logits, label = (
+        torch.tensor(np.array(logits)),
+        torch.tensor(np.array(batch["label"], np.int64)),
+    )
     loss = torch.nn.functional.cross_entropy(
         logits, label, label_smoothing=0.1, reduction="sum"
     )
@@ -74,7 +77,9 @@ def test_average_of_parameters_and_statistics():
     expected = state.variables
     for i in range(3):
         state, _ = step(state, make_batch(seed=i))
-        expected = jax.tree.map(lambda a, v: 0.9 * a + 0.1 * v, expected, state.variables)
+        expected = jax.tree.map(
+            lambda a, v: 0.9 * a + 0.1 * v, expected, state.variables
+        )
     assert_close(state.ema, expected, rtol=1e-5, atol=1e-7)
     assert state.eval_variables is state.ema
 
