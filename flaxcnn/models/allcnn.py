@@ -79,8 +79,8 @@ class AllCNN(nn.Module):
         check_images("All-CNN", x, min_size=9)
         count = 0
 
-        def conv(x: jax.Array, features: int, kernel: int, stride: int = 1,
-                 padding: int | None = None, bias: float = 0.0) -> jax.Array:  # fmt: skip
+        def conv(x: jax.Array, features: int, kernel: int, stride: int = 1, *,
+                 padding: int | None = None, bias: float = 0) -> jax.Array:  # fmt: skip
             nonlocal count
             count += 1
             padding = kernel // 2 if padding is None else padding

@@ -1,8 +1,10 @@
 """What a run leaves behind: console lines, log.txt, metrics files, TensorBoard."""
 
 import csv
+import io
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -118,12 +120,20 @@ class Log:
     def _open_files(self, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._jsonl = (self.workdir / "metrics.jsonl").open("w")
-        self._csv_file = (self.workdir / "metrics.csv").open("w", newline="")
+        jsonl, table = self.workdir / "metrics.jsonl", self.workdir / "metrics.csv"
+        _replace(jsonl, "".join(json.dumps(row) + "\n" for row in self.rows))
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([COLUMNS, *(row.values() for row in self.rows)])
+        _replace(table, text.getvalue())
+        self._jsonl, self._csv_file = jsonl.open("a"), table.open("a", newline="")
         self._csv = csv.writer(self._csv_file)
-        self._csv.writerow(COLUMNS)
-        for row in self.rows:
-            self._jsonl.write(json.dumps(row) + "\n")
-            self._csv.writerow(row.values())
         purge = step + 1 if step else None
         self._events = SummaryWriter(str(self.workdir), purge_step=purge)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", newline="") as file:
+        file.write(text)
+    os.replace(part, path)

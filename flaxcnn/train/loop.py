@@ -23,7 +23,7 @@ from flaxcnn.data.pipeline import Data, load_data, make_gather
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.registry import create_model, model_fields
 from flaxcnn.train.checkpoint import Checkpoints
-from flaxcnn.train.config import Durations, check_config, flatten
+from flaxcnn.train.config import Durations, check_config, default_config, flatten
 from flaxcnn.train.log import Log, logger
 from flaxcnn.train.mesh import any_process, make_devices
 from flaxcnn.train.optim import make_optimizer
@@ -89,6 +89,9 @@ class Trainer:
         tx = make_optimizer(config.optim, self.durations, self.total)
         sample = jnp.zeros((1, *self.data.image_shape), jnp.float32)
         self.state = init_state(self.model, tx, sample, config.seed, config.ema > 0)
+        self.params = sum(
+            x.size for x in jax.tree.leaves(self.state.variables["params"])
+        )
         self.steps_per_call = config.steps_per_call or (
             1 if jax.default_backend() == "cpu" else STEPS_PER_CALL
         )
@@ -192,7 +195,7 @@ class Trainer:
             model_metadata(self.config, self.data),
             self.data.preprocess.arrays,
         )
-        logger.info("done: %s", self.workdir)
+        logger.info("done: %s", shown(self.workdir))
 
     def close(self) -> None:
         self.checkpoints.close()
@@ -230,11 +233,9 @@ class Trainer:
         self.state = self.devices.replicate(self.state)
 
     def _greet(self) -> None:
-        params = sum(x.size for x in jax.tree.leaves(self.state.variables["params"]))
-        params //= jax.local_device_count() if self.config.parallel == "pmap" else 1
         logger.info(
             "%s (%s parameters) on %s: %s training, %s test images, %d classes",
-            self.config.model.name, f"{params:,}", self.config.data.name,
+            self.config.model.name, f"{self.params:,}", self.config.data.name,
             f"{self.data.train_examples:,}", f"{self.data.test_examples:,}",
             len(self.data.classes),
         )  # fmt: skip
@@ -242,7 +243,7 @@ class Trainer:
             "%d steps of %d images on %d %s device(s) by %s, %s; jax %s; workdir %s",
             self.total, self.config.batch_size, jax.device_count(),
             jax.default_backend(), self.config.parallel, self.config.precision,
-            jax.__version__, self.workdir,
+            jax.__version__, shown(self.workdir),
         )  # fmt: skip
         if self.step:
             logger.info("continuing from step %d", self.step)
@@ -362,7 +363,8 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run already; continue it with --config.resume=true, "
             "or choose another --workdir"
         )
-    old = json.loads(path.read_text())
+    # A key that is younger than the run had its default.
+    old = {**flatten(default_config()), **json.loads(path.read_text())}
     new = json.loads(json.dumps(flatten(config)))
     differences = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
@@ -382,6 +384,12 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     part = workdir / "config.json.part"
     part.write_text(json.dumps(flatten(config), indent=1) + "\n")
     os.replace(part, workdir / "config.json")
+
+
+def shown(path: Path) -> Path:
+    """The path as one would type it from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 @jax.jit

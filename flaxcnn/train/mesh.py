@@ -131,7 +131,12 @@ def any_process(flag: bool) -> bool:
     flags = jax.make_array_from_process_local_data(
         NamedSharding(make_mesh(), P(AXIS)), np.full(jax.local_device_count(), flag)
     )
-    return bool(jax.jit(lambda x: x.any())(flags))
+    return bool(_any(flags))
+
+
+@jax.jit
+def _any(flags: jax.Array) -> jax.Array:
+    return flags.any()
 
 
 def make_mesh() -> jax.sharding.Mesh:

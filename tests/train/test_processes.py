@@ -15,6 +15,7 @@ from flaxcnn.weights.files import load_model
 RUN = (
     "--config=configs/debug.py:strided_cnn_a", "--config.data.image_size=12",
     "--config.data.translate=1", "--config.data.flip=true", "--config.ema=0.9",
+    "--config.deterministic=true",
 )  # fmt: skip
 # 4 steps an epoch; the checkpoints are in the middle of epochs.
 LONG = (*RUN, "--config.steps=150", "--config.checkpoint_every=30 steps",
