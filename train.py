@@ -5,7 +5,6 @@ Any key of the config can be set: --config.batch_size=256 --config.optim.lr=0.01
 
 import argparse
 import sys
-from pathlib import Path
 
 from flaxcnn import FlaxcnnError
 
@@ -13,7 +12,7 @@ from flaxcnn import FlaxcnnError
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="path/to/config.py[:argument]")
-    parser.add_argument("--workdir", help="default: runs/<config>[-<argument>]")
+    parser.add_argument("--workdir", help="default: one in runs/ for each command")
     parser.add_argument("--coordinator", help="multi-host: address:port of process 0")
     parser.add_argument("--num_processes", type=int, help="multi-host: how many")
     parser.add_argument("--process_id", type=int, help="multi-host: which one is this")
@@ -23,13 +22,14 @@ def main(argv: list[str]) -> None:
     from flaxcnn.train.config import load_config, parse_overrides
     from flaxcnn.train.loop import fit
     from flaxcnn.train.mesh import initialize_distributed
+    from flaxcnn.train.workdir import default_workdir
 
-    config = load_config(args.config, parse_overrides(rest))
-    if args.multihost or args.coordinator:
-        initialize_distributed(args.coordinator, args.num_processes, args.process_id)
-    path, _, argument = args.config.partition(":")
-    name = Path(path).stem + (f"-{argument}" if argument else "")
-    fit(config, args.workdir or Path("runs") / name)
+    overrides = parse_overrides(rest)
+    config = load_config(args.config, overrides)
+    several = (args.coordinator, args.num_processes, args.process_id)
+    if args.multihost or any(value is not None for value in several):
+        initialize_distributed(*several)
+    fit(config, args.workdir or default_workdir(args.config, overrides))
 
 
 if __name__ == "__main__":

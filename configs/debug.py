@@ -20,6 +20,7 @@ def get_config(model: str = "allconv_mnist") -> ConfigDict:
     config.batch_size = 32
     config.steps = 10
     config.optim.lr = 0.01
+    config.optim.momentum = 0.9
     config.eval_every = "5 steps"
     config.log_every = "5 steps"
     config.checkpoint_every = "5 steps"

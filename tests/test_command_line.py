@@ -68,7 +68,7 @@ def test_a_full_disk_costs_no_checkpoint(train_py, tmp_path):
     last = process.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert "no room on the disk" in last
-    assert "that of step 20 is whole" in last
+    assert "the checkpoint of step 20 is whole" in last
 
     again = train_py(*options, f"--workdir={tmp_path / 'full'}")
     assert again.returncode == 0, again.stderr

@@ -2,7 +2,8 @@
 
 Images are already preprocessed, so that the zeros of a border or a cut-out square
 are the mean. Each sample draws from its own key: what happens to it does not depend
-on how the batch is spread over devices.
+on how the batch is spread over devices. (Mixup and cutmix pair samples: of the whole
+batch under jit, of the device's part under pmap.)
 """
 
 from collections.abc import Callable

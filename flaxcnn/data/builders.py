@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import importlib.resources
 import io
+import logging
 import os
 import sys
 import tarfile
@@ -60,21 +61,21 @@ def quiet_tfds() -> Iterator[Any]:
     """
     try:
         import tensorflow_datasets as tfds
-        from absl import logging
     except ImportError as error:
         raise FlaxcnnError(
             f"no tensorflow_datasets here ({error}); run `pip install "
             "tensorflow-datasets importlib_resources`, or use digits or folder:<path>"
         ) from error
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield tfds
     finally:
-        logging.set_verbosity(verbosity)
+        logger.setLevel(level)
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:

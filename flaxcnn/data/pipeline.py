@@ -93,6 +93,10 @@ class DevicePipeline:
         """
         return _stack([_local(self.order(step)) for step in steps])
 
+    def example(self) -> Feed:
+        """A feed of one step, to compile with."""
+        return self.feeds(range(1))
+
 
 class HostPipeline:
     """Samples read and decoded on the host by threads, a few batches ahead."""
@@ -100,6 +104,7 @@ class HostPipeline:
     def __init__(self, source: Source, order: TrainOrder | EvalOrder):
         self.resident: dict[str, np.ndarray] = {}
         self.source, self.order = source, order
+        self.image_shape = source[0]["image"].shape
         self._next = -1
         self._batches: Iterator[Feed] = iter(())
 
@@ -109,6 +114,13 @@ class HostPipeline:
             self._batches = self._read_ahead(steps.start)
         self._next = steps.stop
         return _stack([next(self._batches) for _ in steps])
+
+    def example(self) -> Feed:
+        """A feed of one step, to compile with; nothing is read."""
+        feed = _stack([_local(self.order(0))])
+        shape = feed.pop("index").shape
+        image = np.zeros((*shape, *self.image_shape), np.uint8)
+        return {"image": image, "label": np.zeros(shape, np.int32), **feed}
 
     def _read_ahead(self, start: int) -> Iterator[Feed]:
         import grain
@@ -185,7 +197,12 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
     shape = train[0]["image"].shape
     fits = (len(train) + len(test)) * int(np.prod(shape)) <= DEVICE_LIMIT
     on_device = data.pipeline == "device" or (data.pipeline == "auto" and fits)
-    images, labels = as_arrays(train if fits or on_device else _spread(train))
+    fitted = data.preprocess in ("standardize", "gcn_zca")
+    if fits or on_device:
+        sample = train
+    else:
+        sample = _spread(train, FIT_SAMPLES if fitted else 1)
+    images, labels = as_arrays(sample)
     orders = (
         TrainOrder(len(train), batch_size, seed),
         EvalOrder(len(test), batch_size),
@@ -206,11 +223,11 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
     )
 
 
-def _spread(source: Source) -> Source:
-    """Samples from all over a source, enough to fit a preprocessing."""
-    indices = np.linspace(0, len(source) - 1, FIT_SAMPLES).astype(int)
+def _spread(source: Source, count: int) -> Source:
+    """`count` samples from all over a source."""
+    indices = np.linspace(0, len(source) - 1, count).astype(int)
     return Source(
-        source.name, source.classes, FIT_SAMPLES, lambda i: source.read(int(indices[i]))
+        source.name, source.classes, count, lambda i: source.read(int(indices[i]))
     )
 
 

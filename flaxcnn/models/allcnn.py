@@ -20,12 +20,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from flaxcnn.errors import unknown
 from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
 
 KERNELS = {"a": (5,), "b": (5, 1), "c": (3, 3)}
+REDUCTIONS = ("pool", "strided", "convpool", "all")
 
 
 @register("cnn_a", base="a", reduction="pool", info=Info(params=839_242,
@@ -77,6 +79,10 @@ class AllCNN(nn.Module):
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits [N, num_classes] of images [N, H, W, C], H and W at least 9."""
         check_images("All-CNN", x, min_size=9)
+        if self.base not in KERNELS:
+            raise unknown("All-CNN base", self.base, KERNELS)
+        if self.reduction not in REDUCTIONS:
+            raise unknown("All-CNN reduction", self.reduction, REDUCTIONS)
         count = 0
 
         def conv(x: jax.Array, features: int, kernel: int, stride: int = 1, *,

@@ -20,10 +20,6 @@ from flaxcnn.train.state import TrainState
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
-# orbax logs, at length, what it raises as well.
-for name in ("absl", "orbax"):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
-
 
 class Checkpoints:
     """`<workdir>/checkpoints`: the newest `keep` and the one of best test accuracy.
@@ -34,6 +30,8 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int):
         self.directory = (workdir / "checkpoints").resolve()
+        for name in ("absl", "orbax"):  # it logs, at length, what it raises as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         _ignore_closed_loops()
         newest = policies.LatestN(keep)
         best = policies.BestN(
@@ -70,16 +68,15 @@ class Checkpoints:
         self.finish()  # the one before: what it took and whether it is whole
         size = sum(x.nbytes for x in jax.tree.leaves(state))
         if shutil.disk_usage(self.directory).free < 1.1 * size:
-            raise self._no_room()
-        with self.clear_errors():
-            self.manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    progress=ocp.args.JsonSave(progress),
-                ),
-                metrics=None if accuracy is None else {"accuracy": accuracy},
-            )
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                progress=ocp.args.JsonSave(progress),
+            ),
+            metrics=None if accuracy is None else {"accuracy": accuracy},
+        )
 
     def restore(
         self, state: TrainState, sharding: jax.sharding.Sharding
@@ -115,29 +112,27 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Waits until everything is on disk."""
-        with self.clear_errors():
-            self.manager.wait_until_finished()
+        self.manager.wait_until_finished()
 
     def close(self) -> None:
         self.manager.close()
 
-    @contextlib.contextmanager
-    def clear_errors(self) -> Iterator[None]:
-        """Says in one line that the disk is full, whoever noticed."""
-        try:
-            yield
-        except Exception as error:
-            if not _disk_full(error):
-                raise
-            raise self._no_room() from error
 
-    def _no_room(self) -> FlaxcnnError:
-        steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
-        return FlaxcnnError(
-            f"{self.directory}: no room on the disk for a checkpoint; "
-            + (f"that of step {max(steps)} is whole: " if steps else "")
+@contextlib.contextmanager
+def clear_disk_errors(workdir: Path) -> Iterator[None]:
+    """Says in one line that the disk is full, whoever noticed."""
+    try:
+        yield
+    except Exception as error:
+        if not _disk_full(error):
+            raise
+        found = (workdir / "checkpoints").glob("*")
+        steps = [int(path.name) for path in found if path.name.isdigit()]
+        raise FlaxcnnError(
+            f"{workdir}: no room on the disk; "
+            + (f"the checkpoint of step {max(steps)} is whole: " if steps else "")
             + "free some space and run the same command to continue"
-        )
+        ) from error
 
 
 def _disk_full(error: BaseException | None) -> bool:

@@ -5,16 +5,19 @@ what follows a colon on the command line. It starts from `default_config()`.
 """
 
 import ast
+import functools
 import inspect
 import math
 import re
 import runpy
+import traceback
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from flaxcnn.data.preprocess import KINDS
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.registry import model_fields
 
@@ -24,11 +27,37 @@ CHOICES = {
     "precision": ("fp32", "bf16"),
     "parallel": ("jit", "pmap"),
     "data.pipeline": ("auto", "device", "host"),
-    "data.preprocess": ("unit", "standardize", "imagenet", "gcn_zca"),
+    "data.preprocess": KINDS,
     "optim.schedule": (
         "constant", "step", "cosine", "linear", "exponential", "onecycle", "plateau",
     ),
 }  # fmt: skip
+
+# The smallest value and, where there is one, the bound that is not reached.
+RANGES = {
+    "batch_size": (1, None),
+    "grad_accum": (1, None),
+    "keep": (1, None),
+    "epochs": (0, None),
+    "examples": (0, None),
+    "steps": (0, None),
+    "steps_per_call": (0, None),
+    "seed": (0, 1 << 32),
+    "ema": (0, 1),
+    "label_smoothing": (0, 1),
+    "data.translate": (0, None),
+    "data.cutout": (0, None),
+    "data.mixup": (0, None),
+    "data.cutmix": (0, None),
+    "optim.lr": (0, None),
+    "optim.weight_decay": (0, None),
+    "optim.clip": (0, None),
+    "optim.gamma": (0, None),
+}
+LENGTHS = ("steps", "examples", "epochs")
+
+# Of optax, what needs more than gradients or takes no schedule.
+NOT_OPTIMIZERS = ("lbfgs", "optimistic_adam", "rprop", "sm3", "sophia")
 
 
 def default_config() -> ConfigDict:
@@ -52,13 +81,13 @@ def default_config() -> ConfigDict:
             ),
             batch_size=128,  # of all devices together
             epochs=1.0,
-            examples=0,  # length in examples instead of epochs
-            steps=0,  # length in steps instead of either
+            examples=0,  # length in examples, instead of epochs
+            steps=0,  # length in steps, instead of either
             optim=dict(
-                name="sgd",  # any optimizer of optax or optax.contrib
+                # Any optimizer of optax or optax.contrib, and any of its arguments
+                # beside it: momentum, nesterov, b1, eps, ...
+                name="sgd",
                 lr=0.1,
-                momentum=0.9,  # for optimizers that have it
-                nesterov=False,  # likewise
                 weight_decay=0.0,  # L2; decoupled if the optimizer itself decays
                 decay_mask=".*/kernel",  # parameters that decay, full match
                 freeze="",  # parameters that stay as they are, full match
@@ -92,21 +121,50 @@ def load_config(spec: str, overrides: dict[str, str] | None = None) -> ConfigDic
     Raises:
       FlaxcnnError: no such file, argument, key or value; with the nearest names.
     """
-    path, _, arg = spec.partition(":")
-    if not Path(path).is_file():
-        here = Path(path).parent
-        files = [str(f) for f in here.glob("*.py")] if here.is_dir() else []
-        raise unknown("config file", path, files)
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise FlaxcnnError(f"{path} has no function get_config(arg); define one")
-    config = get_config(*([arg] if arg else []))
-    # The model's and the optimizer's names first: they say which fields exist.
-    for key, text in sorted(
-        (overrides or {}).items(), key=lambda item: not item[0].endswith(".name")
-    ):
-        _override(config, key, text)
+    config = _run_config_file(*spec.partition(":")[::2])
+    overrides = dict(overrides or {})
+    # A new model or optimizer says which other fields there are.
+    for section in ("model", "optim"):
+        if name := overrides.pop(f"{section}.name", None):
+            config[section].name = name
+            known = _known_keys(config)
+            for field in list(config[section]):
+                if f"{section}.{field}" not in known:
+                    del config[section][field]
+    # A length that is given replaces the one of the file.
+    if given := [length for length in LENGTHS if length in overrides]:
+        config.update({length: 0 for length in LENGTHS if length not in given})
+    known = _known_keys(config)
+    for key, text in overrides.items():
+        if key not in known:
+            raise unknown("config key", key, known)
+        section, _, leaf = key.rpartition(".")
+        node = config[section] if section else config
+        with node.ignore_type():
+            node[leaf] = _parse(key, text, known[key])
     check_config(config)
+    return config
+
+
+def _run_config_file(path: str, arg: str) -> ConfigDict:
+    if not Path(path).is_file():
+        files = [*Path("configs").glob("*.py"), *Path(path or ".").parent.glob("*.py")]
+        raise unknown("config file", path, {str(file) for file in files})
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+        takes_argument = bool(inspect.signature(get_config).parameters)
+        if arg and not takes_argument:
+            raise FlaxcnnError(f"{path} takes no argument; leave out {arg!r}")
+        config = get_config(*([arg] if arg else []))
+    except FlaxcnnError:
+        raise
+    except Exception as error:  # the user's file: its line says more than our stack
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
+                 if f.filename == path]  # fmt: skip
+        where = f"{path}:{lines[-1]}" if lines else path
+        raise FlaxcnnError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise FlaxcnnError(f"{path}: get_config returns no ConfigDict; return one")
     return config
 
 
@@ -133,13 +191,20 @@ def check_config(config: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         if given[key] not in choices:
             raise unknown(f"value of config.{key}", str(given[key]), choices)
-    for key in ("batch_size", "grad_accum", "keep"):
-        if given[key] < 1:
-            raise FlaxcnnError(f"config.{key}={given[key]}; it must be at least 1")
-    if config.batch_size % config.grad_accum:
+    for key, (low, high) in RANGES.items():
+        if not low <= given[key] < (math.inf if high is None else high):
+            below = "" if high is None else f" and below {high}"
+            raise FlaxcnnError(
+                f"config.{key}={given[key]}; it must be at least {low}{below}"
+            )
+    if config.optim.schedule == "plateau" and not 0 < config.optim.gamma < 1:
         raise FlaxcnnError(
-            f"config.batch_size={config.batch_size} is not divisible by "
-            f"config.grad_accum={config.grad_accum}"
+            f"config.optim.gamma={config.optim.gamma}; between 0 and 1 for a plateau"
+        )
+    if config.optim.schedule == "step" and not config.optim.milestones:
+        raise FlaxcnnError(
+            "config.optim.schedule='step' needs config.optim.milestones, "
+            "for example (200, '250 epochs')"
         )
 
 
@@ -155,7 +220,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 class Durations:
-    """Converts durations to steps.
+    """Converts durations to steps, exactly.
 
     Args:
       examples: number of training samples, one epoch.
@@ -165,43 +230,43 @@ class Durations:
     def __init__(self, examples: int, batch_size: int):
         self.examples, self.batch_size = examples, batch_size
 
-    def steps(self, duration: Duration) -> float:
-        """Steps of "N steps", "N epochs", "N examples", or of a number of epochs."""
+    def steps(self, duration: Duration, key: str = "duration") -> Fraction:
+        """Steps of "N steps", "N epochs", "N examples", or of a number of epochs.
+
+        Raises:
+          FlaxcnnError: it is none; the message names `key`.
+        """
         match = re.fullmatch(
-            r"\s*([\d._]+(?:e\d+)?)\s*(?:(step|epoch|example)s?)?\s*", str(duration)
+            r"\s*([\d_]*\.?[\d_]*(?:e[+-]?\d{1,2})?)\s*(?:(step|epoch|example)s?)?\s*",
+            str(duration),
         )
-        if not match:
+        try:
+            number = Fraction(match[1]) if match else None
+        except ValueError:
+            number = None
+        if match is None or number is None:
             raise FlaxcnnError(
-                f"{duration!r} is no duration; write for example "
+                f"{key}={duration!r} is no duration; write for example "
                 '"500 steps", "2 epochs" or "10000 examples"'
             )
-        number, unit = float(match[1]), match[2] or "epoch"
+        unit = match[2] or "epoch"
         per_unit = {"step": self.batch_size, "epoch": self.examples, "example": 1}
         return number * per_unit[unit] / self.batch_size
 
-    def period(self, duration: Duration) -> Fraction:
-        """Steps between two events, exactly.
-
-        Raises:
-          FlaxcnnError: not more than 0.
-        """
-        steps = Fraction(self.steps(duration)).limit_denominator(self.batch_size)
+    def period(self, duration: Duration, key: str) -> Fraction:
+        """As `steps`, of the time between two events: more than 0."""
+        steps = self.steps(duration, key)
         if steps <= 0:
-            raise FlaxcnnError(
-                f'{duration!r} is no period; write for example "1 epoch"'
-            )
+            raise FlaxcnnError(f'{key}={duration!r}; write for example "1 epoch"')
         return steps
 
     def total(self, config: ConfigDict) -> int:
-        """Steps of the whole run: from `steps`, else `examples`, else `epochs`."""
-        steps = config.steps or math.ceil(
-            self.steps(f"{config.examples} examples")
-            if config.examples
-            else self.steps(f"{config.epochs} epochs")
-        )
-        if steps < 1:
-            raise FlaxcnnError("config.epochs and config.steps are 0: nothing to train")
-        return steps
+        """Steps of the whole run: of `steps`, else `examples`, else `epochs`."""
+        length = next((key for key in LENGTHS if config[key]), "epochs")
+        steps = self.steps(f"{config[length]} {length}", f"config.{length}")
+        if not steps:
+            raise FlaxcnnError("config.epochs=0: nothing to train; set epochs or steps")
+        return math.ceil(steps)
 
 
 def optimizer_function(name: str) -> Any:
@@ -213,12 +278,25 @@ def optimizer_function(name: str) -> Any:
         key: value
         for module in (optax.contrib, optax)
         for key, value in vars(module).items()
-        if inspect.isfunction(value)
-        and "learning_rate" in inspect.signature(value).parameters
+        if key not in NOT_OPTIMIZERS
+        and not key.startswith("scale_by_")
+        and _is_optimizer(value)
     }
     if name not in found:
         raise unknown("optimizer", name, found)
     return found[name]
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Does it make an optimizer of a learning rate alone?"""
+    if not (inspect.isfunction(value) or isinstance(value, functools.partial)):
+        return False  # nadam is a partial of adam
+    parameters = dict(inspect.signature(value).parameters)
+    rate = parameters.pop("learning_rate", None)
+    return rate is not None and all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        for p in parameters.values()
+    )
 
 
 def _known_keys(config: ConfigDict) -> dict[str, Any]:
@@ -233,19 +311,6 @@ def _known_keys(config: ConfigDict) -> dict[str, Any]:
     return known
 
 
-def _override(config: ConfigDict, key: str, text: str) -> None:
-    known = _known_keys(config) if not key.endswith(".name") else flatten(config)
-    if key not in known:
-        raise unknown("config key", key, known)
-    value = _parse(key, text, known[key])
-    *sections, leaf = key.split(".")
-    node = config
-    for section in sections:
-        node = node[section]
-    with node.ignore_type():
-        node[leaf] = value
-
-
 def _parse(key: str, text: str, like: Any) -> Any:
     """`text` as a value of the type of `like`."""
     kind = type(like)
@@ -255,12 +320,15 @@ def _parse(key: str, text: str, like: Any) -> Any:
         if kind in (int, float, str):
             return kind(text)
         value = ast.literal_eval(text)
-        if kind is tuple:
+        if kind is tuple and not isinstance(value, str):
             return tuple(value) if isinstance(value, tuple | list) else (value,)
+        if kind is tuple:
+            raise ValueError(text)
         return value
     except (ValueError, KeyError, SyntaxError):
         article = "an" if kind is int else "a"
+        example = "(200, '250 epochs')" if kind is tuple else repr(like)
         raise FlaxcnnError(
             f"config.{key}={text!r} is not {article} {kind.__name__}; "
-            f"for example {like!r}"
+            f"for example {example}"
         ) from None

@@ -1,5 +1,6 @@
 """What a run leaves behind: console lines, log.txt, metrics files, TensorBoard."""
 
+import contextlib
 import csv
 import io
 import json
@@ -62,19 +63,19 @@ class Log:
             )
             self.progress.start()
 
-    def row(self, **values: Any) -> None:
+    def row(self, **values: Any) -> dict[str, Any]:
         """Appends one row to metrics.jsonl, metrics.csv and TensorBoard."""
         row = {column: values[column] for column in COLUMNS}
         self.rows.append(row)
         if not self.writes:
-            return
+            return row
         self._jsonl.write(json.dumps(row) + "\n")
         self._csv.writerow(row.values())
         for file in (self._jsonl, self._csv_file):
             file.flush()
         for key in ("loss", "accuracy", "images_per_second"):
-            if row[key] is not None:
-                self._events.add_scalar(f"{row['split']}/{key}", row[key], row["step"])
+            self._events.add_scalar(f"{row['split']}/{key}", row[key], row["step"])
+        return row
 
     def advance(self, step: int, images_per_second: float) -> None:
         """Moves the progress bar, on a terminal."""
@@ -85,13 +86,12 @@ class Log:
     def close(self) -> None:
         if self.progress:
             self.progress.stop()
-        if self.writes:
-            self._events.close()
-            self._jsonl.close()
-            self._csv_file.close()
+        files = [self._events, self._jsonl, self._csv_file] if self.writes else []
         for handler in self.handlers:
             logger.removeHandler(handler)
-            handler.close()
+        for file in [*files, *self.handlers]:
+            with contextlib.suppress(OSError):  # a full disk has been told before
+                file.close()
 
     def _handlers(self) -> list[logging.Handler]:
         plain = logging.Formatter("%(message)s")
@@ -103,6 +103,7 @@ class Log:
         stream.setFormatter(plain)
         file = logging.FileHandler(self.workdir / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        file.handleError = lambda record: None  # type: ignore[method-assign]
         return [stream, file]
 
     def _old_rows(self) -> list[dict[str, Any]]:

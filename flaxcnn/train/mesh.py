@@ -19,8 +19,18 @@ def initialize_distributed(
     """Joins the processes of a multi-host run; without arguments, the cluster's.
 
     Slurm, Open MPI, GKE and Cloud TPU are recognised by jax itself.
+
+    Raises:
+      FlaxcnnError: no such cluster, an argument is missing, or nobody answers.
     """
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FlaxcnnError(
+            f"cannot join the other processes ({reason}); on a cluster that jax does "
+            "not know, pass --coordinator, --num_processes and --process_id"
+        ) from error
 
 
 class JitDevices:
@@ -31,10 +41,9 @@ class JitDevices:
 
     axis_name: str | None = None
 
-    def __init__(self, batch_size: int):
+    def __init__(self) -> None:
         self.mesh = make_mesh()
         self.replicated = NamedSharding(self.mesh, P())
-        check_divisible(batch_size)
 
     def replicate(self, tree: Any) -> Any:
         """Puts host values, or those of one device, on every device."""
@@ -57,7 +66,7 @@ class JitDevices:
             batch, NamedSharding(self.mesh, P(AXIS))
         )
 
-    def compile(self, many: Callable, donate: bool = True) -> Callable:
+    def compile(self, many: Callable, donate: bool = True) -> Any:
         """Makes a program of `steps.repeat`'s function; may use up its state."""
         return jax.jit(many, donate_argnums=(0,) if donate else ())
 
@@ -70,8 +79,7 @@ class PmapDevices:
 
     axis_name = AXIS
 
-    def __init__(self, batch_size: int):
-        check_divisible(batch_size)
+    def __init__(self) -> None:
         mesh = make_mesh()
         self.replicated = NamedSharding(mesh, P())
         self.stacked = NamedSharding(mesh, P(AXIS))
@@ -103,25 +111,35 @@ class PmapDevices:
     def constrain(self, batch: Any) -> Any:
         return batch
 
-    def compile(self, many: Callable, donate: bool = True) -> Callable:
+    def compile(self, many: Callable, donate: bool = True) -> Any:
         return jax.pmap(
             many, AXIS, in_axes=(0, 0, 0, None), donate_argnums=(0,) if donate else ()
         )
 
 
-def make_devices(parallel: str, batch_size: int) -> JitDevices | PmapDevices:
-    """The devices of a run, by `config.parallel`."""
-    return (PmapDevices if parallel == "pmap" else JitDevices)(batch_size)
+def make_devices(
+    parallel: str, batch_size: int, grad_accum: int = 1
+) -> JitDevices | PmapDevices:
+    """The devices of a run, by `config.parallel`.
 
-
-def check_divisible(batch_size: int) -> None:
-    """Raises FlaxcnnError unless every device gets the same part of a batch."""
-    devices = jax.device_count()
-    if batch_size % devices:
+    Raises:
+      FlaxcnnError: jax finds no devices, or they do not get equal parts of a batch.
+    """
+    try:
+        parts = jax.device_count() * grad_accum
+    except (RuntimeError, AssertionError) as error:
         raise FlaxcnnError(
-            f"config.batch_size={batch_size} is not divisible by {devices} devices; "
-            f"use {max(1, batch_size // devices) * devices}"
+            f"jax finds no devices ({' '.join(str(error).split())[:200]}); check "
+            "JAX_PLATFORMS, and for a GPU pip install -e '.[cuda]'"
+        ) from error
+    if batch_size % parts:
+        accumulated = f" x {grad_accum} micro-batches" if grad_accum > 1 else ""
+        raise FlaxcnnError(
+            f"config.batch_size={batch_size} is not divisible by "
+            f"{jax.device_count()} devices{accumulated}; "
+            f"use {max(1, batch_size // parts) * parts}"
         )
+    return PmapDevices() if parallel == "pmap" else JitDevices()
 
 
 def any_process(flag: bool) -> bool:

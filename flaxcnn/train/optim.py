@@ -23,7 +23,7 @@ def make_schedule(
       durations: converts its durations to steps.
       total: steps of the whole run, where cosine, linear and onecycle end.
     """
-    warmup = round(durations.steps(optim.warmup))
+    warmup = round(durations.steps(optim.warmup, "config.optim.warmup"))
     if warmup >= total:
         raise FlaxcnnError(
             f"config.optim.warmup={optim.warmup!r} is {warmup} steps, the whole run "
@@ -33,7 +33,8 @@ def make_schedule(
     schedule: optax.Schedule
     match optim.schedule:
         case "step":
-            milestones = [durations.steps(m) - warmup for m in optim.milestones]
+            key = "config.optim.milestones"
+            milestones = [durations.steps(m, key) - warmup for m in optim.milestones]
             schedule = optax.piecewise_constant_schedule(
                 optim.lr, {round(step): optim.gamma for step in milestones}
             )
@@ -43,7 +44,7 @@ def make_schedule(
             schedule = optax.linear_schedule(optim.lr, 0.0, after)
         case "exponential":
             schedule = optax.exponential_decay(
-                optim.lr, round(durations.steps("1 epoch")), optim.gamma
+                optim.lr, float(durations.steps("1 epoch")), optim.gamma
             )
         case "onecycle":
             schedule = optax.cosine_onecycle_schedule(after, optim.lr)
@@ -88,10 +89,10 @@ def make_optimizer(
     chain.append(function(learning_rate=schedule, **arguments, **mask))
     if optim.schedule == "plateau":
         epoch = max(1, round(durations.steps("1 epoch")))
-        patience = max(1, round(durations.steps(optim.patience) / epoch))
+        patience = durations.period(optim.patience, "config.optim.patience") / epoch
         chain.append(
             optax.contrib.reduce_on_plateau(
-                optim.gamma, patience, accumulation_size=epoch
+                optim.gamma, max(1, round(patience)), accumulation_size=epoch
             )
         )
     transformation = optax.chain(*chain)
@@ -107,22 +108,34 @@ def make_optimizer(
 
 
 def match_paths(pattern: str, tree: Any) -> Any:
-    """A tree of bools: does the pattern match the whole path "conv1/kernel"?
+    """A tree of bools: does the pattern match the whole path "conv1/kernel"?"""
+    regex = re.compile(pattern)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(regex.fullmatch(_path(path))), tree
+    )
 
-    Raises:
-      FlaxcnnError: the pattern matches no path at all, or is no regex.
-    """
 
-    def matches(path: tuple, _: Any) -> bool:
-        return bool(regex.fullmatch("/".join(str(key.key) for key in path)))
+def check_masks(optim: ConfigDict, params: Any) -> None:
+    """Raises FlaxcnnError for a mask that is no regex or selects what it cannot."""
+    patterns = {"freeze": optim.freeze}
+    if optim.weight_decay:
+        patterns["decay_mask"] = optim.decay_mask
+    for key, pattern in patterns.items():
+        if not pattern:
+            continue
+        where = f"config.optim.{key}={pattern!r}"
+        try:
+            found = jax.tree.leaves(match_paths(pattern, params))
+        except re.error as error:
+            raise FlaxcnnError(f"{where} is no regular expression: {error}") from None
+        if not any(found):
+            paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+            raise FlaxcnnError(
+                f"{where} matches no parameter; there are {', '.join(paths[:4])}, ..."
+            )
+        if key == "freeze" and all(found):
+            raise FlaxcnnError(f"{where} matches every parameter: nothing to train")
 
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise FlaxcnnError(f"{pattern!r} is no regular expression: {error}") from None
-    result = jax.tree_util.tree_map_with_path(matches, tree)
-    if not any(jax.tree.leaves(result)):
-        paths = [jax.tree_util.keystr(p, simple=True, separator="/")
-                 for p, _ in jax.tree_util.tree_leaves_with_path(tree)][:4]  # fmt: skip
-        raise FlaxcnnError(f"{pattern!r} matches no parameter; there are {paths} ...")
-    return result
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

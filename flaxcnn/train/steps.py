@@ -179,4 +179,5 @@ def _sums(loss: Any, correct: Any, count: Any) -> Metrics:
 
 
 def _split(parts: int, x: jax.Array) -> jax.Array:
-    return x.reshape(parts, -1, *x.shape[1:])
+    """[N, ...] to [parts, N / parts, ...]: every part is spread over all devices."""
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)

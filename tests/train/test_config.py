@@ -1,8 +1,10 @@
 """Overrides, checks and durations."""
 
 import math
+from fractions import Fraction
 
 import pytest
+from conftest import ROOT
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.train.config import (
@@ -12,6 +14,7 @@ from flaxcnn.train.config import (
     load_config,
     parse_overrides,
 )
+from flaxcnn.train.workdir import default_workdir
 
 
 def test_overrides_take_the_type_of_what_they_replace(debug_config):
@@ -31,8 +34,23 @@ def test_overrides_take_the_type_of_what_they_replace(debug_config):
 def test_the_optimizer_decides_which_arguments_there_are(debug_config):
     config = debug_config(optim__name="adamw", optim__b1="0.8")
     assert config.optim.b1 == 0.8
+    assert "momentum" not in config.optim  # debug.py sets it, for sgd
     with pytest.raises(FlaxcnnError, match=r"'optim\.b1'"):
         debug_config(optim__name="sgd", optim__b1="0.8")
+
+
+def test_another_model_drops_the_fields_that_it_lacks():
+    overrides = {"model.name": "nin", "model.dropout": "0.3"}
+    config = load_config(f"{ROOT}/configs/allcnn_c.py:digits", overrides)
+    assert config.model.to_dict() == {"name": "nin", "dropout": 0.3}
+
+
+def test_a_given_length_replaces_that_of_the_file(debug_config):
+    durations = Durations(examples=128, batch_size=32)
+    assert durations.total(debug_config()) == 10
+    assert durations.total(debug_config(epochs="2")) == 8
+    assert durations.total(debug_config(examples="64")) == 2
+    assert durations.total(debug_config(epochs="1e-1")) == 1
 
 
 @pytest.mark.parametrize(
@@ -56,7 +74,15 @@ def test_the_optimizer_decides_which_arguments_there_are(debug_config):
         ("resume", "maybe", "config.resume='maybe' is not a bool"),
         ("optim.lr", "fast", "config.optim.lr='fast' is not a float"),
         ("batch_size", "0", "config.batch_size=0; it must be at least 1"),
-        ("grad_accum", "5", "is not divisible by config.grad_accum=5"),
+        ("ema", "1.5", "config.ema=1.5; it must be at least 0 and below 1"),
+        ("optim.lr", "-1", "config.optim.lr=-1.0; it must be at least 0"),
+        ("optim.lr", "nan", "config.optim.lr=nan; it must be"),
+        ("data.translate", "-1", "config.data.translate=-1"),
+        ("seed", "-1", "config.seed=-1"),
+        ("steps", "-3", "config.steps=-3"),
+        ("optim.name", "lbfgs", "unknown optimizer 'lbfgs'"),
+        ("optim.name", "dpsgd", "unknown optimizer 'dpsgd'"),
+        ("optim.milestones", "'5 epochs'", "is not a tuple; for example (200, '250"),
     ],
 )
 def test_bad_values(debug_config, key, value, message):
@@ -93,15 +119,58 @@ def test_arguments_that_are_no_overrides():
         parse_overrides(["--lr=1"])
 
 
-def test_durations():
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("config.batch_size = '64'", "own.py:4: TypeError"),
+        ("config.optim.lr = 1 / 0", "own.py:4: ZeroDivisionError"),
+        ("config = None", "returns no ConfigDict"),
+        ("def", "SyntaxError"),
+    ],
+)
+def test_a_mistake_in_a_config_file_names_the_line(tmp_path, body, message):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from flaxcnn import default_config\ndef get_config():\n"
+        f"    config = default_config()\n    {body}\n    return config\n"
+    )
+    with pytest.raises(FlaxcnnError) as error:
+        load_config(str(path))
+    assert message in str(error.value)
+
+
+def test_an_argument_that_the_file_does_not_take(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("def get_config(): pass")
+    with pytest.raises(FlaxcnnError, match=r"own\.py takes no argument"):
+        load_config(f"{path}:x")
+
+
+def test_durations_are_exact():
     durations = Durations(examples=50_000, batch_size=128)
     assert durations.steps("500 steps") == 500
     assert durations.steps("1 step") == 1
-    assert durations.steps(2) == durations.steps("2 epochs") == 2 * 50_000 / 128
+    assert durations.steps(2) == durations.steps("2 epochs") == Fraction(100_000, 128)
     assert durations.steps("12_800 examples") == 100
-    for wrong in ("fast", "3 weeks", "-1 epochs", ""):
-        with pytest.raises(FlaxcnnError, match="is no duration"):
-            durations.steps(wrong)
+    assert Durations(100, 1).steps("0.29 epochs") == 29
+    assert durations.steps("1e-2 epochs") == Fraction(500, 128)
+    for wrong in ("fast", "3 weeks", "-1 epochs", "", ".", "1.2.3", "e5"):
+        with pytest.raises(FlaxcnnError, match=r"config\.x=.* is no duration"):
+            durations.steps(wrong, "config.x")
+    with pytest.raises(FlaxcnnError, match=r"config\.x='0 steps'; write"):
+        durations.period("0 steps", "config.x")
+
+
+def test_every_command_has_its_own_workdir():
+    names = [
+        default_workdir("configs/a.py", {}),
+        default_workdir("configs/a.py:b", {}),
+        default_workdir("configs/a.py", {"model.name": "nin"}),
+        default_workdir("configs/a.py", {"data.name": "folder:/x y"}),
+    ]
+    assert len(set(names)) == 4
+    assert {name.parent.name for name in names} == {"runs"}
+    assert default_workdir("configs/a.py", {"data.dir": "/d"}) == names[0]
 
 
 def test_total_steps():

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 
 import flaxcnn
 from flaxcnn.data import preprocess
+from flaxcnn.data.pipeline import HostPipeline
 from flaxcnn.data.sources import as_arrays, load_source
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.train.loop import fit
@@ -80,11 +82,12 @@ def test_the_saved_model_predicts_what_the_run_measured(finished):
     assert (log_p.argmax(1) == labels).mean() == pytest.approx(result["accuracy"])
 
 
-def test_a_finished_run_stays_finished(finished):
+def test_a_finished_run_stays_as_it_is(finished):
     workdir, config, result = finished
-    again = fit(config, workdir)
-    assert again["step"] == 10
-    assert again["accuracy"] == result["accuracy"]
+    names = ("metrics.jsonl", "metrics.csv", "model.safetensors")
+    before = [(workdir / name).read_bytes() for name in names]
+    assert fit(config, workdir) == result
+    assert [(workdir / name).read_bytes() for name in names] == before
 
 
 def test_another_config_is_refused_with_the_differences(finished):
@@ -135,7 +138,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(debug_config, tmp_p
     )  # fmt: skip
     with pytest.raises(FlaxcnnError) as error:
         fit(config, tmp_path)
-    found = re.search(r"not finite at step (\d); .* is of step (\d)", str(error.value))
+    found = re.search(r"not finite by step (\d); .* is of step (\d)", str(error.value))
     assert "lower config.optim.lr" in str(error.value)
     step, good = int(found[1]), found[2]
     assert int(good) == step - 1 >= 3
@@ -150,10 +153,45 @@ def test_a_checkpoint_that_does_not_fit_is_not_begun(
     usage = shutil.disk_usage(tmp_path)
     answers = iter([usage, usage._replace(free=1000)])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: next(answers))
-    with pytest.raises(FlaxcnnError, match=r"no room .* that of step 5 is whole"):
+    with pytest.raises(
+        FlaxcnnError, match=r"no room on the disk; .* of step 5 is whole"
+    ):
         fit(debug_config("tiny_bn"), tmp_path / "run")
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"5"}
+
+
+def test_waiting_for_data_counts_in_the_throughput(debug_config, tmp_path, monkeypatch):
+    load = HostPipeline._load
+
+    def slow(self, step):
+        time.sleep(0.2)
+        return load(self, step)
+
+    monkeypatch.setattr(HostPipeline, "_load", slow)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    fit(debug_config("tiny_bn", data__pipeline="host"), tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        assert row["images_per_second"] < 2 * 32 / 0.2, row
+
+
+def test_a_damaged_checkpoint_is_named(debug_config, tmp_path, capfd):
+    fit(debug_config("tiny_bn"), tmp_path)
+    for file in (tmp_path / "checkpoints" / "10" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+    capfd.readouterr()
+    with pytest.raises(FlaxcnnError, match=r"checkpoints/10: cannot restore"):
+        fit(debug_config("tiny_bn"), tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_workdir_that_cannot_be_written(debug_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(FlaxcnnError, match="file is no directory to write to"):
+            fit(debug_config("tiny_bn"), path)
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32(debug_config, tmp_path):
@@ -175,8 +213,12 @@ def test_bf16_computes_in_bf16_and_keeps_float32(debug_config, tmp_path):
         ({"model__num_classes": 5}, "config.model.num_classes=5, but digits has 10"),
         ({"model__name": "allcnn_c", "data__image_size": 0}, "8x8 pixels is too small"),
         ({"data__mixup": 1, "data__cutmix": 1}, "are both on; pick one"),
-        ({"eval_every": "0 epochs"}, "'0 epochs' is no period"),
-        ({"log_every": "never"}, "'never' is no duration"),
+        ({"eval_every": "0 epochs"}, "config.eval_every='0 epochs'; write"),
+        ({"log_every": "never"}, "config.log_every='never' is no duration"),
+        ({"data__preprocess": "imagenet"}, "images of shape [8, 8, 1] have 1"),
+        ({"optim__freeze": "nothing"}, "'nothing' matches no parameter"),
+        ({"optim__schedule": "plateau", "optim__gamma": 1}, "gamma"),
+        ({"grad_accum": 5}, "is not divisible by 1 devices x 5 micro-batches; use 30"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

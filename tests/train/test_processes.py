@@ -81,24 +81,25 @@ NO_DROPOUT = ("--config.model.input_dropout=0", "--config.model.dropout=0")
 
 
 def test_one_device_eight_by_jit_eight_by_pmap(train_py, tmp_path):
+    accumulated = "--config.grad_accum=2"
     runs = {
-        "one": dict(devices=1),
-        "jit": dict(devices=8),
-        "pmap": dict(devices=8),
+        "one": (1, "jit"),
+        "jit": (8, "jit"),
+        "jit, accumulated": (8, "jit", accumulated),
+        "pmap": (8, "pmap"),
+        "pmap, accumulated": (8, "pmap", accumulated),
     }
-    for name, options in runs.items():
-        parallel = f"--config.parallel={'pmap' if name == 'pmap' else 'jit'}"
+    for name, (devices, parallel, *more) in runs.items():
         done = train_py(
-            *RUN, *NO_DROPOUT, parallel, f"--workdir={tmp_path / name}", **options
-        )
+            *RUN, *NO_DROPOUT, f"--config.parallel={parallel}", *more,
+            f"--workdir={tmp_path / name}", devices=devices,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert f"on {options['devices']} cpu" in done.stdout
+        assert f"on {devices} cpu" in done.stdout
     one = tensors(tmp_path / "one")
-    moved = jax.tree.map(
-        lambda x: np.abs(x).max(), one["params"]["conv1"]["bias"]
-    )  # biases start at zero
-    assert moved > 1e-4
-    for name in ("jit", "pmap"):
+    # Biases start at zero.
+    assert np.abs(one["params"]["conv1"]["bias"]).max() > 1e-4
+    for name in list(runs)[1:]:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
             one, tensors(tmp_path / name),
@@ -110,21 +111,40 @@ def test_one_device_eight_by_jit_eight_by_pmap(train_py, tmp_path):
         ]
 
 
+def test_a_signal_far_from_any_event_is_heard(train_py, tmp_path):
+    far = [
+        f"--config.{what}_every=8000 steps" for what in ("log", "eval", "checkpoint")
+    ]
+    process = train_py(
+        *RUN, "--config.steps=8000", *far, f"--workdir={tmp_path}", wait=False
+    )
+    wait_for((tmp_path / "log.txt").exists, process)
+    wait_for(lambda: "compiled" in (tmp_path / "log.txt").read_text(), process)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert time.monotonic() - sent < 10
+    assert "stopped at step" in out
+    (kept,) = (tmp_path / "checkpoints").iterdir()
+    assert 0 < int(kept.name) < 8000
+
+
 @pytest.mark.long
 def test_a_run_continues_on_another_number_of_devices(train_py, tmp_path):
-    whole = train_py(*RUN, f"--workdir={tmp_path / 'whole'}")
+    whole = train_py(*LONG, f"--workdir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
-    process = train_py(*RUN, f"--workdir={tmp_path / 'moved'}", devices=4, wait=False)
-    wait_for((tmp_path / "moved" / "checkpoints" / "5").exists, process)
+    moved = (*LONG, f"--workdir={tmp_path / 'moved'}")
+    process = train_py(*moved, devices=4, wait=False)
+    wait_for((tmp_path / "moved" / "checkpoints" / "30").exists, process)
     process.kill()
     process.communicate()
-    for parallel in ("jit", "jit"):
-        again = train_py(
-            *RUN, f"--config.parallel={parallel}", f"--workdir={tmp_path / 'moved'}"
-        )
-        assert again.returncode == 0, again.stderr
+    again = train_py(*moved)
+    assert again.returncode == 0, again.stderr
+    assert "continuing from step" in again.stdout
+    # Sums in another order: close, and 120 steps further apart than 10.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-3),
         tensors(tmp_path / "whole"), tensors(tmp_path / "moved"),
     )  # fmt: skip
 

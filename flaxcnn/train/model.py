@@ -1,0 +1,40 @@
+"""The model of a run, and what its file says about it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+import flaxcnn
+from flaxcnn.data.pipeline import Data
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.registry import create_model, model_fields
+
+
+def build_model(config: ConfigDict, data: Data) -> nn.Module:
+    """The config's model with as many classes as the data have."""
+    fields = {k: v for k, v in config.model.items() if k != "name"}
+    classes = fields.setdefault("num_classes", len(data.classes))
+    if classes != len(data.classes):
+        raise FlaxcnnError(
+            f"config.model.num_classes={classes}, but {config.data.name} has "
+            f"{len(data.classes)} classes; leave it out, it follows the data"
+        )
+    dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[config.precision]
+    return create_model(config.model.name, **fields, dtype=dtype)
+
+
+def model_metadata(config: ConfigDict, data: Data) -> dict[str, Any]:
+    """What model.safetensors says about itself."""
+    given = dict(config.model)
+    fields = {k: v for k, (_, v) in model_fields(given.pop("name")).items()}
+    return {
+        "version": flaxcnn.__version__,
+        "model": config.model.name,
+        "fields": {**fields, **given, "num_classes": len(data.classes)},
+        "classes": list(data.classes),
+        "image_shape": list(data.image_shape),
+        "preprocess": data.preprocess.kind,
+        "data": config.data.name,
+    }

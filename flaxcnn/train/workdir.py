@@ -1,0 +1,68 @@
+"""The directory of a run: whose it is, and what it says."""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.train.config import default_config, flatten
+
+# What may differ between a run and its continuation.
+FREE_KEYS = ("data.dir", "log_every", "checkpoint_every", "keep", "resume")
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Raises FlaxcnnError if the run cannot go there, before anything is written."""
+    existing = next(p for p in (workdir, *workdir.parents) if p.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise FlaxcnnError(
+            f"{existing} is no directory to write to; choose another --workdir"
+        )
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    if not config.resume:
+        raise FlaxcnnError(
+            f"{workdir} holds a run already; continue it with --config.resume=true, "
+            "or choose another --workdir"
+        )
+    try:
+        # A key that is younger than the run had its default.
+        old = {**flatten(default_config()), **json.loads(path.read_text())}
+    except ValueError as error:
+        raise FlaxcnnError(f"{path} is damaged ({error}); delete it") from error
+    new = json.loads(json.dumps(flatten(config)))
+    differences = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted({*old, *new} - {*FREE_KEYS})
+        if old.get(key) != new.get(key)
+    ]
+    if differences:
+        raise FlaxcnnError(
+            f"{workdir} belongs to a run of another config ({'; '.join(differences)}); "
+            "choose another --workdir"
+        )
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Makes the directory and its config.json, for `check_workdir` and the reader."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = workdir / "config.json.part"
+    part.write_text(json.dumps(flatten(config), indent=1) + "\n")
+    os.replace(part, workdir / "config.json")
+
+
+def default_workdir(config_spec: str, overrides: dict[str, str]) -> Path:
+    """runs/<config>[-<argument>][,<key>=<value>...]: one for every command."""
+    path, _, argument = config_spec.partition(":")
+    given = [f"{k}={v}" for k, v in overrides.items() if k not in FREE_KEYS]
+    name = Path(path).stem + (f"-{argument}" if argument else "")
+    return Path("runs") / ",".join([name, *given]).replace("/", "_").replace(" ", "_")
+
+
+def shown(path: Path) -> Path:
+    """The path as one would type it from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
