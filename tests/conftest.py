@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
@@ -12,9 +12,7 @@ from flax.typing import Dtype
 
 from flaxcnn.layers import BatchNorm, Conv, Dropout, global_avg_pool
 from flaxcnn.registry import Info, register
-
-ROOT = Path(__file__).parents[1]
-REAL_DATA = ROOT.parent / "shared" / "data"
+from tests.paths import ROOT
 
 
 @register("tiny_bn", info=Info(params=0, macs=0, input_size=(8, 8, 1), paper="tests"))
@@ -50,6 +48,16 @@ def debug_config():
         return load_config(f"{ROOT}/configs/debug.py:{model}", overrides)
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """One for this process and those that it starts: they compile the same programs."""
+    path = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = path
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", path)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ def benchmarks(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_smoke(tmp_path):
     out = tmp_path / "deep" / "cpu.json"
     done = benchmarks("--suite", "cpu", "--smoke", "--out", out)

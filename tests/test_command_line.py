@@ -8,10 +8,10 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from flaxcnn import cli
 from flaxcnn.weights.files import load_model
+from tests.paths import ROOT
 
 DEBUG = "--config=configs/debug.py"
 
@@ -54,6 +54,7 @@ def test_without_a_network_it_says_what_to_do_at_once(train_py, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_full_disk_costs_no_checkpoint(train_py, tmp_path):
     """A limit on the size of files, as a quota sets it: writes fail half way."""
     options = (f"{DEBUG}:strided_cnn_a", "--config.data.image_size=12",

@@ -4,7 +4,8 @@ import json
 import math
 
 import pytest
-from conftest import REAL_DATA
+
+from tests.paths import REAL_DATA
 
 pytestmark = pytest.mark.long
 

@@ -121,7 +121,7 @@ def test_a_corrupt_image_is_named(photos):
 
 def test_an_image_that_breaks_during_training_is_named(photos):
     source = load_source(f"folder:{photos}", "train", image_size=12)
-    (photos / "train" / "a" / "0.png").write_bytes(b"no image")
     host = HostPipeline(source, TrainOrder(6, 6, seed=0))
+    (photos / "train" / "a" / "0.png").write_bytes(b"no image")
     with pytest.raises(FlaxcnnError, match=r"0\.png"):
         host.feeds(range(1))

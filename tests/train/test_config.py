@@ -4,7 +4,6 @@ import math
 from fractions import Fraction
 
 import pytest
-from conftest import ROOT
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.train.config import (
@@ -15,6 +14,7 @@ from flaxcnn.train.config import (
     parse_overrides,
 )
 from flaxcnn.train.workdir import default_workdir
+from tests.paths import ROOT
 
 
 def test_overrides_take_the_type_of_what_they_replace(debug_config):

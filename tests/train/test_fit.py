@@ -32,9 +32,8 @@ def assert_identical(a, b):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    from conftest import ROOT
-
     from flaxcnn.train.config import load_config
+    from tests.paths import ROOT
 
     workdir = tmp_path_factory.mktemp("finished")
     config = load_config(

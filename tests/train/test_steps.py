@@ -11,6 +11,10 @@ from flaxcnn.train.state import init_state
 from flaxcnn.train.steps import make_eval_step, make_train_step, repeat
 
 
+def jit_train_step(model, tx, **options):
+    return jax.jit(make_train_step(model, tx, num_classes=10, **options))
+
+
 def setup(model="tiny_bn", tx=None, ema=False, **fields):
     model = flaxcnn.create_model(model, **fields)
     tx = optax.with_extra_args_support(tx or optax.sgd(0.1))
@@ -34,7 +38,7 @@ def test_loss_and_accuracy_against_torch():
     torch = pytest.importorskip("torch")
     model, tx, state = setup()
     batch = make_batch()
-    step = make_train_step(model, tx, num_classes=10, label_smoothing=0.1)
+    step = jit_train_step(model, tx, label_smoothing=0.1)
     _, metrics = step(state, batch)
     logits, _ = model.apply(
         state.variables, batch["image"], train=True, mutable=["batch_stats"]
@@ -53,7 +57,7 @@ def test_loss_and_accuracy_against_torch():
 
 def test_a_step_changes_parameters_and_statistics_and_counts():
     model, tx, state = setup()
-    new, _ = make_train_step(model, tx, num_classes=10)(state, make_batch())
+    new, _ = jit_train_step(model, tx)(state, make_batch())
     assert int(new.step) == 1
     for old_leaf, leaf in zip(
         jax.tree.leaves(state.variables), jax.tree.leaves(new.variables), strict=True
@@ -65,15 +69,15 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
     """With a network without BatchNorm, which would see each micro-batch alone."""
     model, tx, state = setup("allconv_mnist")
     batch = make_batch()
-    whole, m1 = make_train_step(model, tx, num_classes=10)(state, batch)
-    parts, m2 = make_train_step(model, tx, num_classes=10, grad_accum=4)(state, batch)
+    whole, m1 = jit_train_step(model, tx)(state, batch)
+    parts, m2 = jit_train_step(model, tx, grad_accum=4)(state, batch)
     assert_close(whole.variables, parts.variables, atol=1e-6)
     assert_close(m1, m2, rtol=1e-5)
 
 
 def test_average_of_parameters_and_statistics():
     model, tx, state = setup(ema=True)
-    step = make_train_step(model, tx, num_classes=10, ema=0.9)
+    step = jit_train_step(model, tx, ema=0.9)
     expected = state.variables
     for i in range(3):
         state, _ = step(state, make_batch(seed=i))
@@ -89,7 +93,7 @@ def test_random_numbers_follow_from_seed_and_step():
     batch = make_batch()
 
     def loss(seed, step):
-        train_step = make_train_step(model, tx, num_classes=10, seed=seed)
+        train_step = jit_train_step(model, tx, seed=seed)
         at = state.replace(step=jnp.int32(step))
         return float(train_step(at, batch)[1]["loss"])
 
@@ -113,10 +117,10 @@ def test_evaluation_masks_what_only_fills_up():
 def test_many_steps_in_one_call_equal_single_steps():
     model, tx, state = setup()
     batches = [make_batch(seed=i) for i in range(3)]
-    step = make_train_step(model, tx, num_classes=10)
+    step = jit_train_step(model, tx)
     single, total = state, 0.0
     for batch in batches:
-        single, metrics = jax.jit(step)(single, batch)
+        single, metrics = step(single, batch)
         total += float(metrics["loss"])
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches, batches[0])
     many = jax.jit(repeat(step, lambda resident, feed: feed))
@@ -134,7 +138,7 @@ def test_no_compilation_for_another_count():
         traced.append(feed)
         return feed
 
-    many = jax.jit(repeat(make_train_step(model, tx, num_classes=10), gather))
+    many = jax.jit(repeat(jit_train_step(model, tx), gather))
     feeds = jax.tree.map(lambda x: jnp.stack([x] * 4), make_batch())
     for count in (4, 1, 3):
         state, _ = many(state, (), feeds, count)
@@ -152,7 +156,7 @@ def test_gradients_of_dropout_free_step_against_float64():
         state = init_state(model, tx, jnp.zeros((1, 12, 12, 1)), 0, ema=False)
         to64 = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
         state = state.replace(variables=jax.tree.map(to64, state.variables))
-        step = jax.jit(make_train_step(model, tx, num_classes=10))
+        step = jit_train_step(model, tx)
         new, _ = step(state, batch)
 
         def loss(delta):
