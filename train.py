@@ -37,3 +37,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except FlaxcnnError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before the first step: there is nothing to save
+        sys.exit("interrupted")

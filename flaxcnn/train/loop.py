@@ -127,7 +127,7 @@ class Trainer:
                     self.evaluate()
                 if self._due("checkpoint") and self.step < self.total:
                     self.save()
-            if self.step < self.total:
+            if self.last_test["step"] < self.total:  # a signal came first
                 self.save()
                 self.checkpoints.finish()
                 logger.info(
