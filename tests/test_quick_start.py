@@ -17,8 +17,12 @@ def rows(workdir):
     return [json.loads(line) for line in lines]
 
 
-def test_digits(train_py, tmp_path):
-    done = train_py("--config=configs/allcnn_c.py:digits", f"--workdir={tmp_path}")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_digits(train_py, tmp_path, seed):
+    done = train_py(
+        "--config=configs/allcnn_c.py:digits", f"--config.seed={seed}",
+        f"--workdir={tmp_path}",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert rows(tmp_path)[-1]["split"] == "test"
     assert rows(tmp_path)[-1]["accuracy"] >= 0.97
