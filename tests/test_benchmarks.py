@@ -57,6 +57,7 @@ def test_smoke(tmp_path):
         assert check["losses"] == pytest.approx(ours, rel=TOLERANCE)
 
 
+@pytest.mark.long
 def test_equality_check_fails_for_other_weights_recipes_and_sizes(monkeypatch):
     weights = fresh_weights(BENCH)
     found = evidence("torch_eager", BENCH, weights)

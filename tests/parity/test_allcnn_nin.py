@@ -102,7 +102,15 @@ def multiply_adds(net, x):
     return total
 
 
-@pytest.mark.parametrize("name", NETS)
+# One of each column and row of the paper's tables; the other eight in the long tier.
+FIRST = ("cnn_a", "strided_cnn_b", "convpool_cnn_c", "allcnn_c",
+         "nin", "nin_lecture", "allconv_mnist")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FIRST else pytest.mark.long) for n in NETS],
+)
 def test_logits_and_gradients(name):
     """In float64, where no rounding moves a ReLU's or a maximum's decision."""
     channels = flaxcnn.model_info(name).input_size[2]

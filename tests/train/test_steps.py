@@ -67,7 +67,7 @@ def test_a_step_changes_parameters_and_statistics_and_counts():
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch():
     """With a network without BatchNorm, which would see each micro-batch alone."""
-    model, tx, state = setup("allconv_mnist")
+    model, tx, state = setup("strided_cnn_a", input_dropout=0.0, dropout=0.0)
     batch = make_batch()
     whole, m1 = jit_train_step(model, tx)(state, batch)
     parts, m2 = jit_train_step(model, tx, grad_accum=4)(state, batch)
