@@ -320,11 +320,11 @@ def _parse(key: str, text: str, like: Any) -> Any:
         if kind in (int, float, str):
             return kind(text)
         value = ast.literal_eval(text)
-        if kind is tuple and not isinstance(value, str):
-            return tuple(value) if isinstance(value, tuple | list) else (value,)
-        if kind is tuple:
+        if kind is not tuple:
+            return value
+        if isinstance(value, str):  # not the tuple of its letters
             raise ValueError(text)
-        return value
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
     except (ValueError, KeyError, SyntaxError):
         article = "an" if kind is int else "a"
         example = "(200, '250 epochs')" if kind is tuple else repr(like)

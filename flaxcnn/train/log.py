@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from flaxcnn.train.workdir import replace_file
 
 logger = logging.getLogger("flaxcnn")
 
@@ -122,19 +123,11 @@ class Log:
         from tensorboardX import SummaryWriter
 
         jsonl, table = self.workdir / "metrics.jsonl", self.workdir / "metrics.csv"
-        _replace(jsonl, "".join(json.dumps(row) + "\n" for row in self.rows))
+        replace_file(jsonl, "".join(json.dumps(row) + "\n" for row in self.rows))
         text = io.StringIO(newline="")
         csv.writer(text).writerows([COLUMNS, *(row.values() for row in self.rows)])
-        _replace(table, text.getvalue())
+        replace_file(table, text.getvalue())
         self._jsonl, self._csv_file = jsonl.open("a"), table.open("a", newline="")
         self._csv = csv.writer(self._csv_file)
         purge = step + 1 if step else None
         self._events = SummaryWriter(str(self.workdir), purge_step=purge)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="") as file:
-        file.write(text)
-    os.replace(part, path)

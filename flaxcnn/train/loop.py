@@ -231,9 +231,10 @@ class Trainer:
         eval_many = self.devices.compile(
             repeat(lambda v, batch: (v, eval_step(v, batch)), gather), donate=False
         )
-        arrays = {"preprocess": data.preprocess.arrays}
-        self.train_resident = self.devices.replicate({**data.train.resident, **arrays})
-        self.test_resident = self.devices.replicate({**data.test.resident, **arrays})
+        place = self.devices.replicate
+        shared = place({"preprocess": data.preprocess.arrays})
+        self.train_resident = {**place(data.train.resident), **shared}
+        self.test_resident = {**place(data.test.resident), **shared}
         feeds = self._padded(data.train.example()), self._padded(data.test.example())
         self.programs: dict[str, Any] = {
             "training": train_many.lower(self.state, self.train_resident, feeds[0], 1),

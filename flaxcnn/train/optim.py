@@ -1,5 +1,6 @@
 """Optimizers and learning rates from `config.optim`."""
 
+import functools
 import inspect
 import re
 from typing import Any
@@ -71,20 +72,13 @@ def make_optimizer(
         for key, value in flatten(optim).items()
         if key in accepted and key != "name"
     }
-    mask = {
-        key: lambda params: match_paths(optim.decay_mask, params)
-        for key in ("mask", "weight_decay_mask")
-        if key in accepted
-    }
+    decays = functools.partial(match_paths, optim.decay_mask)
+    mask = {key: decays for key in ("mask", "weight_decay_mask") if key in accepted}
     chain = []
     if optim.clip:
         chain.append(optax.clip_by_global_norm(optim.clip))
     if optim.weight_decay and "weight_decay" not in accepted:
-        chain.append(
-            optax.add_decayed_weights(
-                optim.weight_decay, lambda params: match_paths(optim.decay_mask, params)
-            )
-        )
+        chain.append(optax.add_decayed_weights(optim.weight_decay, decays))
     schedule = make_schedule(optim, durations, total)
     chain.append(function(learning_rate=schedule, **arguments, **mask))
     if optim.schedule == "plateau":

@@ -49,9 +49,16 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Makes the directory and its config.json, for `check_workdir` and the reader."""
     workdir.mkdir(parents=True, exist_ok=True)
-    part = workdir / "config.json.part"
-    part.write_text(json.dumps(flatten(config), indent=1) + "\n")
-    os.replace(part, workdir / "config.json")
+    text = json.dumps(flatten(config), indent=1) + "\n"
+    replace_file(workdir / "config.json", text)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; its line ends as they are in the text."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", newline="") as file:
+        file.write(text)
+    os.replace(part, path)
 
 
 def default_workdir(config_spec: str, overrides: dict[str, str]) -> Path:
