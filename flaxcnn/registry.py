@@ -11,11 +11,12 @@ import fnmatch
 import functools
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flaxcnn.errors import FlaxcnnError, unknown
+from flaxcnn.weights.catalog import Weights, weights_of
 
 if TYPE_CHECKING:
     from flax import linen as nn
@@ -29,15 +30,21 @@ class Info:
 
     Attributes:
       params: exact number of parameters at the row's own number of classes.
-      macs: multiply-adds of one forward pass at `input_size`.
-      input_size: the standard input, (height, width, channels).
+      macs: exact multiply-adds of one image at `input_size`, by `count_macs`.
       paper: arXiv id, or what the model is described in.
+      input_size: the standard input, (height, width, channels).
+      preprocess: the input it is meant for, a kind of `flaxcnn.data.preprocess`.
+      aux_weights: of the auxiliary heads' losses, by endpoint.
+      weights: published files with their accuracies, the default first.
     """
 
     params: int
-    macs: float
-    input_size: tuple[int, int, int]
+    macs: int
     paper: str
+    input_size: tuple[int, int, int] = (224, 224, 3)
+    preprocess: str = "imagenet"
+    aux_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    weights: tuple[Weights, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +93,12 @@ def list_models(pattern: str = "*") -> list[str]:
 def model_info(name: str) -> Info:
     """The published facts of a registered name."""
     if name in _rows:
-        return _rows[name].info
-    if name in _declared():
-        return _declared()[name][1]
-    raise unknown("model", name, list_models())
+        info = _rows[name].info
+    elif name in _declared():
+        info = _declared()[name][1]
+    else:
+        raise unknown("model", name, list_models())
+    return dataclasses.replace(info, weights=weights_of(name))
 
 
 def model_fields(name: str) -> dict[str, tuple[Any, Any]]:

@@ -84,6 +84,39 @@ class Conv(nn.Module):
         return y if bias is None else y + bias
 
 
+class MapDense(nn.Module):
+    """A fully connected layer on a feature map, which is a convolution over the map.
+
+    Maps [N, H, W, C] of the given `size` (H, W) to [N, 1, 1, features], and slides over
+    a larger one: [N, H' - H + 1, W' - W + 1, features] (Long et al. 2014,
+    arXiv:1411.4038, section 3.1). Parameters: `map_kernel` [H, W, C, features] and
+    `bias`, float32, promoted to `dtype` to compute.
+
+    Raises FlaxcnnError for an input that is not rank 4 or smaller than `size`.
+    """
+
+    features: int
+    size: Pair
+    dtype: Dtype | None = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if x.ndim != 4 or x.shape[1] < self.size[0] or x.shape[2] < self.size[1]:
+            raise FlaxcnnError(
+                f"MapDense input has shape {x.shape}; it needs [N, H, W, C] of at "
+                f"least {self.size[0]}x{self.size[1]} pixels"
+            )
+        shape = (*self.size, x.shape[-1], self.features)
+        kernel = self.param("map_kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if x.shape[1:3] == self.size:
+            return jnp.tensordot(x, kernel, 3)[:, None, None] + bias
+        return conv(x, kernel) + bias
+
+
 def conv(
     x: Array,
     kernel: Array,

@@ -1,5 +1,7 @@
 """Normalisation layers."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
@@ -50,17 +52,19 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 n = x.size // x.shape[-1]
                 unbiased = var * (n / max(n - 1, 1))
-                running_mean.value = self._update(running_mean.value, mean)
-                running_var.value = self._update(running_var.value, unbiased)
+                update = partial(running_average, momentum=self.momentum)
+                running_mean.value = update(running_mean.value, mean)
+                running_var.value = update(running_var.value, unbiased)
         else:
             mean, var = running_mean.value, running_var.value
         factor = lax.rsqrt(var + self.epsilon)
         y = (x - mean) * (factor if scale is None else factor * scale)
         return (y if bias is None else y + bias).astype(dtype)
 
-    def _update(self, running: Array, batch: Array) -> Array:
-        batch = batch.astype(running.dtype)
-        return (1 - self.momentum) * running + self.momentum * batch
+
+def running_average(running: Array, batch: Array, momentum: float) -> Array:
+    """(1 - momentum) * running + momentum * batch, in running's dtype."""
+    return (1 - momentum) * running + momentum * batch.astype(running.dtype)
 
 
 def _moments(x: Array) -> tuple[Array, Array]:

@@ -62,6 +62,27 @@ def avg_pool(
     return y.astype(x.dtype)
 
 
+def adaptive_avg_pool(x: Array, size: tuple[int, int]) -> Array:
+    """Mean over windows that make the output `size`, [N, H, W, C] to [N, *size, C].
+
+    torch's AdaptiveAvgPool2d: window i of n covers floor(i H / n) to ceil((i + 1) H / n);
+    an input smaller than `size` is repeated. Accumulates in float32 or better.
+    """
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for axis, out in zip((1, 2), size, strict=True):
+        given = x.shape[axis]
+        if given == out:
+            continue
+        edges = np.arange(out + 1) * given
+        windows = zip(edges[:-1] // out, -(-edges[1:] // out), strict=True)
+        means = [
+            lax.slice_in_dim(y, start, stop, axis=axis).mean(axis)
+            for start, stop in windows
+        ]
+        y = jnp.stack(means, axis)
+    return y.astype(x.dtype)
+
+
 def global_avg_pool(x: Array) -> Array:
     """Mean over the feature map, [N, H, W, C] to [N, C] (NiN, arXiv:1312.4400, 3.2).
 

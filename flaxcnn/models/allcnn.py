@@ -33,29 +33,29 @@ REDUCTIONS = ("pool", "strided", "convpool", "all")
 
 
 @register("cnn_a", base="a", reduction="pool", info=Info(params=839_242,
-    macs=138.7e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=138_677_760, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("cnn_b", base="b", reduction="pool", info=Info(params=885_610,
-    macs=157.6e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=157_552_128, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("cnn_c", base="c", reduction="pool", info=Info(params=954_730,
-    macs=228.3e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=228_331_008, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("strided_cnn_a", base="a", reduction="strided", info=Info(params=839_242,
-    macs=44.7e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=44_674_560, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("strided_cnn_b", base="b", reduction="strided", info=Info(params=885_610,
-    macs=143.4e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=143_396_352, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("strided_cnn_c", base="c", reduction="strided", info=Info(params=954_730,
-    macs=100.9e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=100_929_024, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("convpool_cnn_a", base="a", reduction="convpool", info=Info(params=1_254_250,
-    macs=308.5e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=308_547_072, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("convpool_cnn_b", base="b", reduction="convpool", info=Info(params=1_300_618,
-    macs=327.4e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=327_421_440, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("convpool_cnn_c", base="c", reduction="convpool", info=Info(params=1_369_738,
-    macs=398.2e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=398_200_320, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("allcnn_a", base="a", reduction="all", info=Info(params=1_254_250,
-    macs=181.1e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=181_145_088, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("allcnn_b", base="b", reduction="all", info=Info(params=1_300_618,
-    macs=200.0e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=200_019_456, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 @register("allcnn_c", base="c", reduction="all", info=Info(params=1_369_738,
-    macs=270.8e6, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=270_798_336, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
 class AllCNN(nn.Module):
     """The networks of Table 3.
 

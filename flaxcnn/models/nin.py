@@ -59,9 +59,9 @@ class MlpConv(nn.Module):
 
 
 @register("nin", info=Info(params=966_986,
-    macs=222.5e6, input_size=(32, 32, 3), paper="1312.4400"))  # fmt: skip
+    macs=222_486_528, input_size=(32, 32, 3), paper="1312.4400"))  # fmt: skip
 @register("nin_lecture", lecture=True, info=Info(params=966_986,
-    macs=222.5e6, input_size=(32, 32, 3), paper="1312.4400"))  # fmt: skip
+    macs=222_486_528, input_size=(32, 32, 3), paper="1312.4400"))  # fmt: skip
 class NiN(nn.Module):
     """The network for CIFAR.
 

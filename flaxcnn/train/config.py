@@ -89,7 +89,7 @@ def default_config() -> ConfigDict:
                 name="sgd",
                 lr=0.1,
                 weight_decay=0.0,  # L2; decoupled if the optimizer itself decays
-                decay_mask=".*/kernel",  # parameters that decay, full match
+                decay_mask=".*kernel",  # parameters that decay, full match
                 freeze="",  # parameters that stay as they are, full match
                 clip=0.0,  # largest global norm of the gradient; 0: off
                 schedule="constant",

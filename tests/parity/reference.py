@@ -1,0 +1,181 @@
+"""Comparison of a model with a torch network of the same weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import linen as nn
+
+import flaxcnn
+from flaxcnn.weights import from_torch
+
+TOLERANCE = 1e-4  # norm of the difference over norm
+
+
+def randomize(net, seed=0):
+    """Random batch statistics and affine parameters; weights as torch drew them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor, low, high):
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                uniform(module.weight, 0.6, 1.4)
+                uniform(module.bias, -0.3, 0.3)
+                uniform(module.running_mean, -0.3, 0.3)
+                uniform(module.running_var, 0.6, 1.4)
+            elif isinstance(module, torch.nn.Conv2d) and module.bias is not None:
+                uniform(module.bias, -0.3, 0.3)
+    return net
+
+
+def images(height, width, batch=1, channels=3, seed=0):
+    """Random images [N, H, W, C] of values in [-1, 1], smooth enough to matter."""
+    random = np.random.default_rng(seed)
+    return random.uniform(-1, 1, (batch, height, width, channels)).astype(np.float32)
+
+
+def channels_first(x):
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
+
+
+def relative(ours, reference):
+    """Norm of the difference over the norm; `reference` in torch's layout."""
+    reference = reference.detach().numpy()
+    if reference.ndim == 4:
+        reference = np.moveaxis(reference, 1, -1)
+    ours = np.asarray(ours)
+    assert ours.shape == reference.shape
+    assert np.linalg.norm(reference) > 0
+    return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+
+
+def without_dropout(net):
+    """Training mode, but with every dropout switched off."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return net
+
+
+def skip_dropout(call, args, kwargs, context):
+    """An interceptor of flax methods: the same for our network."""
+    if isinstance(context.module, nn.Dropout):
+        return args[0]
+    return call(*args, **kwargs)
+
+
+class Outputs:
+    """Records what named modules of a torch network return, copied at once."""
+
+    def __init__(self, net, names):
+        self.values = {}
+        for name in names:
+            net.get_submodule(name).register_forward_hook(self._recorder(name))
+
+    def _recorder(self, name):
+        def record(module, args, output):
+            self.values[name] = output.detach().clone()
+
+        return record
+
+
+def compare_evaluation(name, net, x, modules=None, **fields):
+    """Logits and every endpoint agree.
+
+    Args:
+      name: registered name.
+      net: the torch network; a forward pass returns logits [N, classes].
+      x: images [N, H, W, C].
+      modules: {our endpoint: torch's module} where the names differ.
+      **fields: of our model.
+    """
+    variables = from_torch(name, net.state_dict(), **fields)
+    model = flaxcnn.create_model(name, **fields)
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=False, endpoints=True))
+    logits, ends = apply(variables, jnp.asarray(x))
+    modules = {key: key for key in ends if key != "pre_logits"} | (modules or {})
+    outputs = Outputs(net, modules.values())
+    with torch.no_grad():
+        expected = net.eval()(channels_first(x))
+    differences = {"logits": relative(logits, expected)}
+    for end, module in modules.items():
+        differences[end] = relative(ends[end], outputs.values[module])
+    assert max(differences.values()) < TOLERANCE, differences
+    return differences
+
+
+def compare_training(name, net, x, **fields):
+    """Logits and updated statistics agree in training mode, dropout off.
+
+    Auxiliary logits too: torch's network then returns a tuple, logits first.
+    """
+    variables = from_torch(name, net.state_dict(), **fields)
+    model = flaxcnn.create_model(name, **fields)
+
+    @jax.jit
+    def apply(variables, x):
+        return model.apply(
+            variables, x, train=True, endpoints=True, mutable=["batch_stats"]
+        )
+
+    with nn.intercept_methods(skip_dropout):
+        (logits, ends), updates = apply(variables, jnp.asarray(x))
+    with torch.no_grad():
+        expected = without_dropout(net)(channels_first(x))
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    # torchvision's GoogLeNet lists the last head first.
+    heads = [ends[key] for key in sorted(ends, reverse=True) if key.startswith("aux")]
+    differences = {
+        f"logits{i}": relative(ours, theirs)
+        for i, (ours, theirs) in enumerate(zip([logits, *heads], expected, strict=True))
+    }
+    after = from_torch(name, net.state_dict(), **fields)
+    ours = jax.tree_util.tree_leaves_with_path(updates.get("batch_stats", {}))
+    theirs = jax.tree.leaves(after.get("batch_stats", {}))
+    for (path, value), reference in zip(ours, theirs, strict=True):
+        key = jax.tree_util.keystr(path, simple=True, separator="/")
+        differences[key] = relative(value, torch.from_numpy(reference.copy()))
+    assert max(differences.values()) < TOLERANCE, {
+        key: value for key, value in differences.items() if not value < TOLERANCE
+    }
+    return differences
+
+
+def compare_gradients(name, net, x, tolerance=1e-3, **fields):
+    """Parameter gradients of a cross-entropy agree, evaluation mode."""
+    labels = np.arange(len(x)) % 7
+    variables = from_torch(name, net.state_dict(), **fields)
+    model = flaxcnn.create_model(name, **fields)
+
+    @jax.jit
+    def gradients(params, x):
+        def loss(params):
+            logits = model.apply({**variables, "params": params}, x, train=False)
+            log_p = jax.nn.log_softmax(logits)
+            return -jnp.take_along_axis(log_p, labels[:, None], 1).mean()
+
+        return jax.grad(loss)(params)
+
+    ours = gradients(variables["params"], jnp.asarray(x))
+    net.eval().zero_grad()
+    logits = net(channels_first(x))
+    torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+    named = dict(net.named_parameters())
+    state = {key: named[key].grad if key in named else value
+             for key, value in net.state_dict().items()}  # fmt: skip
+    state = {key: torch.zeros_like(named[key]) if grad is None else grad
+             for key, grad in state.items()}  # fmt: skip
+    theirs = from_torch(name, state, **fields)["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(ours)
+    norms = [np.linalg.norm(g) for g in jax.tree.leaves(theirs)]
+    floor = 1e-6 * max(norms)
+    for (path, ours_leaf), reference in zip(
+        leaves, jax.tree.leaves(theirs), strict=True
+    ):
+        difference = np.linalg.norm(np.asarray(ours_leaf) - reference)
+        size = np.linalg.norm(reference)
+        assert difference <= tolerance * size + floor, (path, difference, size)
