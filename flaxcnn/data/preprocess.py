@@ -17,7 +17,13 @@ from flaxcnn.errors import FlaxcnnError, unknown
 if TYPE_CHECKING:
     import jax
 
-KINDS = ("unit", "standardize", "imagenet", "gcn_zca")
+# Mean and std of values in [0, 1], channel by channel, or one for all of them.
+CONSTANTS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5,), (0.5,)),
+    "vgg_features": ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
+}
+KINDS = ("unit", "standardize", *CONSTANTS, "gcn_zca")
 GCN_SCALE = 55.0
 ZCA_BIAS = 0.1
 ZCA_LIMIT = 64 * 64 * 3
@@ -43,6 +49,8 @@ def fit(kind: str, images: np.ndarray, cache_dir: Path | None = None) -> Preproc
       `unit`: [0, 1].
       `standardize`: [0, 1], then minus mean [C], divided by std [C] of the images.
       `imagenet`: [0, 1], then the mean and std of torchvision's models.
+      `inception`: [-1, 1], the input of Inception v1 to v4 as their authors trained it.
+      `vgg_features`: 0..255 less a mean, that of torchvision's vgg16 FEATURES weights.
       `gcn_zca`: global contrast normalization, then ZCA whitening: mean [D] and
         matrix [D, D] for D = H W C. The input of All-CNN and NiN (arXiv:1412.6806,
         1312.4400) as pylearn2's make_cifar10_gcn_whitened.py defines it, on 0..255.
@@ -55,9 +63,8 @@ def fit(kind: str, images: np.ndarray, cache_dir: Path | None = None) -> Preproc
         return Preprocess(kind, {})
     if kind == "standardize":
         return Preprocess(kind, _channel_statistics(images))
-    if kind == "imagenet":
-        mean = np.array([0.485, 0.456, 0.406], np.float32)
-        std = np.array([0.229, 0.224, 0.225], np.float32)
+    if kind in CONSTANTS:
+        mean, std = np.array(CONSTANTS[kind], np.float32)
         return Preprocess(kind, {"mean": mean, "std": std})
     if kind == "gcn_zca":
         return Preprocess(kind, _cached_zca(images, cache_dir or default_cache_dir()))

@@ -1,7 +1,8 @@
 """EvoNorm: normalisation and activation as one layer.
 
 Evolving Normalization-Activation Layers. Liu, Brock, Simonyan, Le, 2020
-(arXiv:2004.02967), table 4 and its neighbours; checked against the authors' code.
+(arXiv:2004.02967). Where the paper leaves a choice (epsilon, the running variance, a
+layer without nonlinearity) ours is timm's.
 """
 
 import jax.numpy as jnp
@@ -58,18 +59,25 @@ class EvoNorm(nn.Module):
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.nonlinearity:
-            series, number = self.kind.removeprefix("evonorm_")
-            slope = 1.0
-            if number == "0":
-                slope = self.param("v", nn.initializers.ones, shape, jnp.float32)
-            if series == "s":
-                x = x * nn.sigmoid(slope * x) / self._root(x, self._groups(x))
-            else:
-                root = self._root(x, x.shape[-1])
-                local = {"0": slope * x + root, "1": (x + 1) * root, "2": root - x}
-                batch = jnp.sqrt(self._batch_variance(x, train) + self._epsilon)
-                x = x / jnp.maximum(batch, local[number])
+            x = self._activate(x, train)
         return (x * scale + bias).astype(dtype)
+
+    def _activate(self, x: Array, train: bool) -> Array:
+        """The formula of the table, before scale and bias."""
+        v: Array | float = 1.0
+        if self.kind in ("evonorm_b0", "evonorm_s0"):
+            v = self.param("v", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        if self.kind.startswith("evonorm_s"):
+            return x * nn.sigmoid(v * x) / self._root(x, self._groups(x))
+        root = self._root(x, x.shape[-1])  # every channel is a group
+        if self.kind == "evonorm_b0":
+            local = v * x + root
+        elif self.kind == "evonorm_b1":
+            local = (x + 1) * root
+        else:
+            local = root - x
+        batch = jnp.sqrt(self._batch_variance(x, train) + self._epsilon)
+        return x / jnp.maximum(batch, local)
 
     @property
     def _epsilon(self) -> float:

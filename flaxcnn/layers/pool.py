@@ -65,8 +65,9 @@ def avg_pool(
 def adaptive_avg_pool(x: Array, size: tuple[int, int]) -> Array:
     """Mean over windows that make the output `size`, [N, H, W, C] to [N, *size, C].
 
-    torch's AdaptiveAvgPool2d: window i of n covers floor(i H / n) to ceil((i + 1) H / n);
-    an input smaller than `size` is repeated. Accumulates in float32 or better.
+    torch's AdaptiveAvgPool2d: window i of n covers floor(i H / n) to
+    ceil((i + 1) H / n); what is smaller than `size` is repeated. Accumulates in float32
+    or better.
     """
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for axis, out in zip((1, 2), size, strict=True):

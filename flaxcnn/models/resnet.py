@@ -26,6 +26,7 @@ from flaxcnn.layers import BatchNorm, Conv, EvoNorm, global_avg_pool, max_pool
 from flaxcnn.layers.evonorm import EVONORMS
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
+from flaxcnn.layers.scan import chain_blocks
 from flaxcnn.registry import Info, register
 
 SHORTCUTS = ("none", "A", "B", "C")
@@ -162,6 +163,7 @@ class ResNet(nn.Module):
       groups: of the bottleneck's 3x3 convolution (ResNeXt).
       base_width: channels of each group in the first stage (ResNeXt, Wide ResNet).
       stride_in_1x1: the paper's bottleneck, not torchvision's.
+      scan_blocks: compile the blocks of a stage once, run them in a loop.
       dtype: of the computation; parameters and logits stay float32.
     """
 
@@ -173,6 +175,7 @@ class ResNet(nn.Module):
     groups: int = 1
     base_width: int = 64
     stride_in_1x1: bool = False
+    scan_blocks: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -197,10 +200,11 @@ class ResNet(nn.Module):
         x = norm_act(x, self.norm, train, "bn1")  # [N, 112, 112, 64]
         x = ends["stem"] = max_pool(x, 3, 2, padding=1)  # [N, 56, 56, 64]
         for stage, blocks in enumerate(self.stages):
-            for i in range(blocks):
-                stride = 2 if stage > 0 and i == 0 else 1
-                name = f"layer{stage + 1}.{i}"
-                x = block(64 * 2**stage, stride, name=name)(x, train=train)
+            width, stride = 64 * 2**stage, 1 if stage == 0 else 2
+            first, *others = [f"layer{stage + 1}.{i}" for i in range(blocks)]
+            x = block(width, stride, name=first)(x, train=train)
+            x = chain_blocks(self, functools.partial(block, width), others, x,
+                             train=train, scan=self.scan_blocks)  # fmt: skip
             ends[f"layer{stage + 1}"] = x  # [N, 56, 56, 256], ..., [N, 7, 7, 2048]
         x = ends["pre_logits"] = global_avg_pool(x)
         x = x.astype(jnp.float32)

@@ -72,7 +72,7 @@ def default_config() -> ConfigDict:
                 limit=0,  # the first n samples of each split; 0: all
                 image_size=0,  # resize to a square of this size; 0: as they are
                 pipeline="auto",  # device | host; auto: the device if the set is small
-                preprocess="standardize",  # unit | standardize | imagenet | gcn_zca
+                preprocess="standardize",  # unit | imagenet | inception | gcn_zca | ...
                 flip=False,  # mirror half of the images
                 translate=0,  # shift by up to this many pixels, zero padded
                 cutout=0,  # blank a square of this size

@@ -21,7 +21,7 @@ from flaxcnn.train.checkpoint import Checkpoints, clear_disk_errors
 from flaxcnn.train.config import Durations, check_config
 from flaxcnn.train.log import Log, logger
 from flaxcnn.train.mesh import any_process, make_devices
-from flaxcnn.train.model import build_model, model_metadata
+from flaxcnn.train.model import aux_weights, build_model, model_metadata
 from flaxcnn.train.optim import check_masks, make_optimizer
 from flaxcnn.train.signals import stop_signals
 from flaxcnn.train.state import TrainState, init_state
@@ -224,7 +224,7 @@ class Trainer:
             model, tx, num_classes=classes, seed=config.seed,
             label_smoothing=config.label_smoothing, ema=config.ema,
             grad_accum=config.grad_accum, augment=make_augment(config.data, classes),
-            axis_name=axis,
+            aux_weights=aux_weights(config), axis_name=axis,
         )  # fmt: skip
         eval_step = make_eval_step(model, classes, axis)
         train_many = self.devices.compile(repeat(train_step, gather))

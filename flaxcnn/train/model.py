@@ -1,5 +1,6 @@
 """The model of a run, and what its file says about it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 import flaxcnn
 from flaxcnn.data.pipeline import Data
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.registry import create_model, model_fields
+from flaxcnn.registry import create_model, model_fields, model_info
 
 
 def build_model(config: ConfigDict, data: Data) -> nn.Module:
@@ -23,6 +24,13 @@ def build_model(config: ConfigDict, data: Data) -> nn.Module:
         )
     dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[config.precision]
     return create_model(config.model.name, **fields, dtype=dtype)
+
+
+def aux_weights(config: ConfigDict) -> Mapping[str, float]:
+    """Loss weights of the auxiliary heads that the config's model has."""
+    if not config.model.get("aux_logits"):
+        return {}
+    return model_info(config.model.name).aux_weights
 
 
 def model_metadata(config: ConfigDict, data: Data) -> dict[str, Any]:

@@ -50,8 +50,7 @@ def init_state(
       ema: keep an average.
     """
 
-    def init(key: jax.Array) -> TrainState:
-        variables = model.init(key, sample, train=False)
+    def make(variables: dict[str, PyTree]) -> TrainState:
         return TrainState(
             step=jax.numpy.zeros((), jax.numpy.int32),
             variables=dict(variables),
@@ -59,4 +58,7 @@ def init_state(
             ema=jax.tree.map(jax.numpy.copy, variables) if ema else None,
         )
 
-    return jax.jit(init)(jax.random.key(seed))
+    # Lazily: compiling the whole of it takes a minute for a hundred layers.
+    shape = jax.ShapeDtypeStruct(sample.shape, sample.dtype)
+    variables = model.lazy_init(jax.random.key(seed), shape, train=False)
+    return jax.jit(make)(variables)

@@ -1,7 +1,7 @@
 """The pure training and evaluation steps."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ def make_train_step(
     ema: float = 0.0,
     grad_accum: int = 1,
     augment: Inputs | None = None,
+    aux_weights: Mapping[str, float] | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A pure `train_step(state, batch) -> (state, metrics)`.
@@ -41,6 +42,8 @@ def make_train_step(
       grad_accum: micro-batches, one after another; BatchNorm sees each alone.
       augment: maps a batch and one key a sample to inputs and targets; None:
         `batch["image"]` as it is.
+      aux_weights: of the auxiliary heads in the model's endpoints; their weighted
+        losses are added to the loss.
       axis_name: of the mapped axis under pmap; None under jit.
 
     Returns:
@@ -56,12 +59,14 @@ def make_train_step(
         params: PyTree, others: PyTree, images: jax.Array, targets: jax.Array,
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:  # fmt: skip
-        logits, updates = model.apply(
-            {"params": params, **others}, images, train=True,
+        (logits, ends), updates = model.apply(
+            {"params": params, **others}, images, train=True, endpoints=True,
             mutable=list(others), rngs={"dropout": key},
         )  # fmt: skip
         smooth = optax.smooth_labels(targets, label_smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
+        for head, weight in (aux_weights or {}).items():
+            loss += weight * optax.softmax_cross_entropy(ends[head], smooth).mean()
         correct = (logits.argmax(-1) == targets.argmax(-1)).sum()
         return loss, (updates, correct)
 

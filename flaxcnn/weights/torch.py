@@ -51,7 +51,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **fields: Any) -> Varia
         if key not in rest:
             wrong.append(f"missing {key}")
             continue
-        array = np.array(rest.pop(key), np.float32)  # a copy: torch updates in place
+        array = np.asarray(rest.pop(key)).astype(np.float32)  # always a copy
         variables[path] = _to_flax(array, path[-1], leaf.shape)
         if variables[path].shape != leaf.shape:
             wrong.append(f"{key} has shape {array.shape}, which is not {leaf.shape}")

@@ -82,6 +82,21 @@ def test_imagenet(images: np.ndarray) -> None:
     np.testing.assert_allclose(out, (images / 255.0 - mean) / std, atol=1e-5)
 
 
+def test_inception_is_the_input_transform_of_torchvision(images: np.ndarray) -> None:
+    """Its GoogLeNet and Inception v3 undo the ImageNet normalization inside."""
+    out = _apply(fit("inception", images), images)
+    x = _apply(fit("imagenet", images), images)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(out, x * (std / 0.5) + (mean - 0.5) / 0.5, atol=1e-5)
+    np.testing.assert_allclose(out, images / 127.5 - 1, atol=1e-5)
+
+
+def test_vgg_features(images: np.ndarray) -> None:
+    out = _apply(fit("vgg_features", images), images)
+    mean = 255 * np.array([0.48235, 0.45882, 0.40784])
+    np.testing.assert_allclose(out, images - mean, atol=1e-3)
+
+
 def test_gcn_rows_have_mean_0_and_norm_55(images: np.ndarray) -> None:
     identity = {"mean": np.zeros(SIZE, np.float32), "matrix": np.eye(SIZE)}
     rows = _apply(preprocess.Preprocess("gcn_zca", identity), images)

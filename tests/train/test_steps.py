@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import flaxcnn
 from flaxcnn.train.state import init_state
@@ -53,6 +54,33 @@ def test_loss_and_accuracy_against_torch():
     assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-5)
     assert float(metrics["correct"]) == (logits.argmax(1) == label).sum()
     assert float(metrics["count"]) == 8
+
+
+def test_auxiliary_heads_add_their_weighted_losses():
+    class TwoHeads(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train, endpoints=False):
+            x = x.mean((1, 2))
+            ends = {"aux": nn.Dense(10, name="aux")(x)}
+            logits = nn.Dense(10, name="fc")(x)
+            return (logits, ends) if endpoints else logits
+
+    batch, model = make_batch(), TwoHeads()
+    tx = optax.with_extra_args_support(optax.sgd(0.1))
+    state = init_state(model, tx, jnp.zeros((1, 12, 12, 1)), seed=0, ema=False)
+    losses, moved = {}, {}
+    for weight in (0.0, 0.3):
+        step = jit_train_step(model, tx, aux_weights={"aux": weight})
+        after, metrics = step(state, batch)
+        losses[weight] = float(metrics["loss"])
+        moved[weight] = jax.tree.map(
+            lambda a, b: float(jnp.abs(a - b).max()), after.variables, state.variables
+        )["params"]
+    _, ends = model.apply(state.variables, batch["image"], train=True, endpoints=True)
+    log_p = jax.nn.log_softmax(ends["aux"])
+    aux = -np.take_along_axis(np.asarray(log_p), np.asarray(batch["label"])[:, None], 1)
+    assert losses[0.3] - losses[0.0] == pytest.approx(0.3 * aux.sum(), rel=1e-5)
+    assert moved[0.0]["aux"]["kernel"] == 0 < moved[0.3]["aux"]["kernel"]
 
 
 def test_a_step_changes_parameters_and_statistics_and_counts():

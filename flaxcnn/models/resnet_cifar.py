@@ -1,0 +1,99 @@
+"""The residual networks for CIFAR-10 of the ResNet paper.
+
+He, Zhang, Ren, Sun, 2015 (arXiv:1512.03385), section 4.2.
+
+6n + 2 layers: a 3x3 convolution, n basic blocks each of 16, 32 and 64 channels, global
+average, one fully connected layer. Shortcuts are parameter-free (option A) by default.
+The keys are those of the weights that are in use (akamaster/pytorch_resnet_cifar10).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from flaxcnn.errors import unknown
+from flaxcnn.layers import Conv, global_avg_pool
+from flaxcnn.layers.init import torch_uniform
+from flaxcnn.layers.input import check_images
+from flaxcnn.layers.scan import chain_blocks
+from flaxcnn.models.resnet import (
+    NORMS,
+    SHORTCUTS,
+    BasicBlock,
+    he_normal_fan_out,
+    norm_act,
+)
+from flaxcnn.registry import Info, register
+
+
+@register("resnet20_cifar", n=3, info=Info(params=269_722, macs=40_551_040,
+    paper="1512.03385", input_size=(32, 32, 3), preprocess="standardize"))  # fmt: skip
+@register("resnet32_cifar", n=5, info=Info(params=464_154, macs=68_862_592,
+    paper="1512.03385", input_size=(32, 32, 3), preprocess="standardize"))  # fmt: skip
+@register("resnet44_cifar", n=7, info=Info(params=658_586, macs=97_174_144,
+    paper="1512.03385", input_size=(32, 32, 3), preprocess="standardize"))  # fmt: skip
+@register("resnet56_cifar", n=9, info=Info(params=853_018, macs=125_485_696,
+    paper="1512.03385", input_size=(32, 32, 3), preprocess="standardize"))  # fmt: skip
+@register("resnet110_cifar", n=18, info=Info(params=1_727_962, macs=252_887_680,
+    paper="1512.03385", input_size=(32, 32, 3), preprocess="standardize"))  # fmt: skip
+@register("resnet1202_cifar", n=200, scan_blocks=True, info=Info(params=19_421_274,
+    macs=2_829_238_912, paper="1512.03385", input_size=(32, 32, 3),
+    preprocess="standardize"))  # fmt: skip
+class ResNetCIFAR(nn.Module):
+    """6n + 2 layers.
+
+    Endpoints: "stem" [N, H, W, 16]; "layer1" to "layer3", of strides 1, 2, 4 and 16,
+    32, 64 channels.
+
+    Attributes:
+      num_classes: number of classes; 0 returns pooled features, [N, 64].
+      n: blocks of each of the three stages.
+      shortcut: "A", "B", "C", or "none" for a plain network.
+      norm: "batchnorm", or one of "evonorm_b0" to "evonorm_s2".
+      scan_blocks: compile the blocks of a stage once, run them in a loop.
+      dtype: of the computation; parameters and logits stay float32.
+    """
+
+    num_classes: int = 10
+    n: int = 3
+    shortcut: str = "A"
+    norm: str = "batchnorm"
+    scan_blocks: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, endpoints: bool = False
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits [N, num_classes] of images [N, H, W, C] of any size."""
+        check_images("ResNet", x)
+        if self.shortcut not in SHORTCUTS:
+            raise unknown("ResNet shortcut", self.shortcut, SHORTCUTS)
+        if self.norm not in NORMS:
+            raise unknown("ResNet norm", self.norm, NORMS)
+        block = functools.partial(
+            BasicBlock, shortcut=self.shortcut, norm=self.norm, dtype=self.dtype
+        )
+        ends = {}
+
+        x = Conv(16, (3, 3), 1, 1, use_bias=False, kernel_init=he_normal_fan_out,
+                 dtype=self.dtype, name="conv1")(x)  # fmt: skip
+        x = ends["stem"] = norm_act(x, self.norm, train, "bn1")
+        for stage, width in enumerate((16, 32, 64)):
+            first, *others = [f"layer{stage + 1}.{i}" for i in range(self.n)]
+            stride = 1 if stage == 0 else 2
+            x = block(width, stride, name=first)(x, train=train)
+            x = chain_blocks(self, functools.partial(block, width), others, x,
+                             train=train, scan=self.scan_blocks)  # fmt: skip
+            ends[f"layer{stage + 1}"] = x  # [N, 32, 32, 16], ..., [N, 8, 8, 64]
+        x = ends["pre_logits"] = global_avg_pool(x)
+        x = x.astype(jnp.float32)
+        if self.num_classes:
+            init = torch_uniform(x.shape[-1])
+            dense = nn.Dense(self.num_classes, kernel_init=init, bias_init=init,
+                             name="linear")  # fmt: skip
+            x = dense(x)
+        return (x, ends) if endpoints else x
