@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.layers import Conv, conv, conv_to_dense, dense_to_conv
+from flaxcnn.layers import Conv, MapDense, conv, conv_to_dense, dense_to_conv
 
 # (input size, kernel, strides, padding)
 CASES = [
@@ -215,9 +215,36 @@ def test_dense_to_conv_flattens_nhwc():
     np.testing.assert_allclose(z.reshape(2, 6), y, rtol=1e-5, atol=1e-5)
 
 
+def test_map_dense_is_a_dense_layer_on_the_flattened_map():
+    x = normal(0, 2, 3, 4, 5, dtype="f4")
+    layer = MapDense(6, (3, 4))
+    params = layer.init(jax.random.key(0), x)["params"]
+    flat = {"kernel": params["map_kernel"].reshape(-1, 6), "bias": params["bias"] + 1}
+    shifted = {**params, "bias": flat["bias"]}
+    y = nn.Dense(6).apply({"params": flat}, x.reshape(2, -1))
+    ours = layer.apply({"params": shifted}, x)
+    np.testing.assert_allclose(ours, y[:, None, None], rtol=1e-5, atol=1e-5)
+    # Its initialisation is the Dense layer's: 60 inputs.
+    assert params["map_kernel"].std() == pytest.approx(60**-0.5, rel=0.1)
+
+
+def test_map_dense_slides_over_a_larger_map():
+    x = normal(0, 2, 5, 6, 3, dtype="f4")
+    layer = MapDense(4, (3, 4))
+    variables = layer.init(jax.random.key(0), x[:, :3, :4])
+    y = layer.apply(variables, x)
+    assert y.shape == (2, 3, 3, 4)
+    for i, j in np.ndindex(3, 3):
+        window = x[:, i : i + 3, j : j + 4]
+        alone = layer.apply(variables, window)[:, 0, 0]
+        np.testing.assert_allclose(y[:, i, j], alone, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "message"),
     [
+        (MapDense(4, (3, 3)), (1, 3, 2, 5), "at least 3x3 pixels"),
+        (MapDense(4, (3, 3)), (1, 45), "N, H, W, C"),
         (Conv(4, (3, 3)), (8, 8, 3), "NHWC|N, H, W, C"),
         (Conv(4, 3), (1, 8, 8, 3), r"use \(3, 3\)"),
         (Conv(4, (3, 3), feature_group_count=2), (1, 8, 8, 3), "feature_group_count"),

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.layers import avg_pool, global_avg_pool, max_pool, p_norm_pool
+from flaxcnn.layers import (
+    adaptive_avg_pool,
+    avg_pool,
+    global_avg_pool,
+    max_pool,
+    p_norm_pool,
+)
 
 # (size, window, strides, padding, ceil_mode)
 CASES = [
@@ -116,6 +122,17 @@ def test_p_norm_pool_gradient_at_zero_is_finite():
         assert dx[0, 0] == 1
         assert not dx[2:].any()
         assert not dx[:, 2:].any()
+
+
+@pytest.mark.parametrize("size", [(7, 7), (1, 3), (12, 9), (5, 12)])
+def test_adaptive_avg_pool_against_torch(size):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, 13, 9, 3)).astype("f4")
+    compare(
+        lambda x: adaptive_avg_pool(x, size),
+        lambda x: torch.nn.functional.adaptive_avg_pool2d(x, size),
+        x,
+    )
 
 
 def test_global_avg_pool():
