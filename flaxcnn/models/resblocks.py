@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
         y = conv_bn(y, outer or x.shape[-1], self.kernels[1], 1, "2")
         if outer is not None:
             x = conv_bn(x, outer, 1, stride, "_shortcut")
-        return nn.relu(y + x)
+        return nn.relu(y + x.astype(y.dtype))
 
 
 @register("resblocks_identity", widths=((4, None), (4, None)), kernels=(1, 3),

@@ -1,5 +1,6 @@
 """Every registered model, and the registry itself."""
 
+import math
 import subprocess
 import sys
 
@@ -10,14 +11,33 @@ import pytest
 
 import flaxcnn
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.registry import Info, register
+from flaxcnn.macs import count_macs
+from flaxcnn.registry import Info, model_fields, register
+from tests.models.documented import documented
 
 NAMES = [name for name in flaxcnn.list_models() if name != "tiny_bn"]
+
+# One of each file, small; all the others take minutes together.
+FIRST = {
+    "allcnn_c", "alexnet", "allconv_mnist", "bn_inception", "densenet121", "googlenet",
+    "inception_v3", "mnasnet0_5", "mobilenet_v2", "nin", "randwire_ws_small",
+    "resblocks_identity", "resnet18", "resnet50", "resnet20_cifar",
+    "shufflenet_v2_x0_5", "squeezenet1_1", "vgg11", "vgg16_cifar",
+}  # fmt: skip
+EVERY = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FIRST else pytest.mark.long) for n in NAMES],
+)
+
+
+def input_shape(name, batch=2, channels=None):
+    *size, own = flaxcnn.model_info(name).input_size
+    return (batch, *size, channels or own)
 
 
 def init(name, shape=None, **fields):
     model = flaxcnn.create_model(name, **fields)
-    x = jnp.zeros((2, *(shape or flaxcnn.model_info(name).input_size)))
+    x = jnp.zeros(shape or input_shape(name))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
     return model, x, variables
 
@@ -32,50 +52,124 @@ def test_exact_number_of_parameters(name):
     assert count(variables) == flaxcnn.model_info(name).params
 
 
+@EVERY
+def test_exact_number_of_multiply_adds(name):
+    info = flaxcnn.model_info(name)
+    assert count_macs(flaxcnn.create_model(name), info.input_size) == info.macs
+
+
 @pytest.mark.parametrize(
-    ("name", "params"),
+    ("name", "fields", "params"),
     [
-        ("cnn_a", 856_612), ("strided_cnn_a", 856_612), ("convpool_cnn_a", 1_271_620),
-        ("allcnn_a", 1_271_620), ("cnn_b", 902_980), ("strided_cnn_b", 902_980),
-        ("convpool_cnn_b", 1_317_988), ("allcnn_b", 1_317_988), ("cnn_c", 972_100),
-        ("strided_cnn_c", 972_100), ("convpool_cnn_c", 1_387_108),
-        ("allcnn_c", 1_387_108), ("nin", 984_356),
+        *((name, {"num_classes": 100}, params) for name, params in [
+            ("cnn_a", 856_612), ("strided_cnn_a", 856_612),
+            ("convpool_cnn_a", 1_271_620), ("allcnn_a", 1_271_620),
+            ("cnn_b", 902_980), ("strided_cnn_b", 902_980),
+            ("convpool_cnn_b", 1_317_988), ("allcnn_b", 1_317_988),
+            ("cnn_c", 972_100), ("strided_cnn_c", 972_100),
+            ("convpool_cnn_c", 1_387_108), ("allcnn_c", 1_387_108), ("nin", 984_356),
+        ]),
+        ("googlenet", {"aux_logits": True}, 13_004_888),
+        ("googlenet_paper", {"aux_logits": True}, 13_378_280),
+        ("inception_v3", {"aux_logits": True}, 27_161_264),
+        ("inception_v4", {"aux_logits": True}, 46_039_280),
     ],
 )  # fmt: skip
-def test_parameters_with_100_classes(name, params):
-    assert count(init(name, num_classes=100)[2]) == params
+def test_parameters_with_fields(name, fields, params):
+    assert count(init(name, **fields)[2]) == params
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_shapes(name):
-    """Logits, pooled features, endpoints; 1 and 4 channels; another size."""
-    for shape, classes in (((32, 32, 1), 10), ((37, 40, 4), 7), ((32, 32, 3), 0)):
-        model, x, variables = init(name, shape, num_classes=classes)
-        logits, ends = jax.eval_shape(
-            lambda v, model=model, x=x: model.apply(v, x, train=False, endpoints=True),
-            variables,
-        )
-        width = classes or ends["pre_logits"].shape[-1]
-        assert logits.shape == (2, width)
-        assert logits.dtype == jnp.float32
-        heights = [end.shape[1] for end in ends.values() if end.ndim == 4]
-        assert len(heights) >= 2
-        assert heights == sorted(heights, reverse=True)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_keeps_float32_parameters_and_logits(name):
-    model, x, variables = init(name, dtype=jnp.bfloat16)
-    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+@EVERY
+@pytest.mark.parametrize(("channels", "classes"), [(1, 0), (4, 7)])
+def test_shapes(name, channels, classes):
+    """Logits or pooled features, endpoints, and nothing of the batch in them."""
+    model, x, variables = init(
+        name, input_shape(name, 2, channels), num_classes=classes
+    )
     logits, ends = jax.eval_shape(
         lambda v: model.apply(v, x, train=False, endpoints=True), variables
     )
+    expected, width, _ = documented(name)
+    pooled = ends.pop("pre_logits")
+    assert pooled.shape == (2, width or 28 * 28 * channels)
+    assert logits.shape == (2, classes or pooled.shape[1])
     assert logits.dtype == jnp.float32
-    assert ends["block1"].dtype == jnp.bfloat16
+    strides = {
+        key: (2 ** round(math.log2(x.shape[1] / end.shape[1])), end.shape[3])
+        for key, end in ends.items()
+    }
+    expected = {key: (s, c or channels) for key, (s, c) in expected.items()}
+    assert strides == expected
+
+
+@EVERY
+def test_bfloat16_keeps_float32_parameters_statistics_and_logits(name):
+    model, x, variables = init(name, dtype=jnp.bfloat16)
+    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    (logits, ends), updates = jax.eval_shape(
+        lambda v: model.apply(
+            v, x, train=True, endpoints=True, mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        ),
+        variables,
+    )  # fmt: skip
+    assert {p.dtype for p in jax.tree.leaves(updates)} <= {jnp.dtype("float32")}
+    assert logits.dtype == jnp.float32
+    assert {end.dtype for end in ends.values() if end.ndim == 4} == {
+        jnp.dtype("bfloat16")
+    }
+
+
+def without_gradient(loss, params):
+    """Paths of parameters whose gradient is zero whatever the numbers are.
+
+    Such a gradient is a constant in the program: zero, broadcast.
+    """
+    program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+    constants = {
+        variable
+        for equation in program.eqns
+        if equation.primitive.name == "broadcast_in_dim"
+        and hasattr(equation.invars[0], "val")
+        for variable in equation.outvars
+    }
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, _), variable in zip(paths, program.outvars, strict=True)
+        if hasattr(variable, "val") or variable in constants
+    ]
+
+
+def test_without_gradient_finds_what_has_none():
+    def loss(p):
+        used = (p["used"] * jnp.ones(3)).sum() + jax.nn.relu(p["rectified"]).sum()
+        return used + jax.lax.stop_gradient(p["stopped"]).sum()
+
+    names = ("rectified", "stopped", "unused", "used")
+    params = {name: jnp.ones(3) for name in names}
+    assert without_gradient(loss, params) == ["stopped", "unused"]
+
+
+@EVERY
+def test_every_parameter_has_a_gradient(name):
+    fields = {"aux_logits": True} if "aux_logits" in model_fields(name) else {}
+    model, x, variables = init(name, **fields)
+    variables = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), variables)
+
+    def loss(params):
+        (logits, ends), _ = model.apply(
+            {**variables, "params": params}, x, train=True, endpoints=True,
+            mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)},
+        )  # fmt: skip
+        heads = [logits, *(ends[head] for head in ends if head.startswith("aux"))]
+        return sum((head**2).sum() for head in heads)
+
+    assert without_gradient(loss, variables["params"]) == []
 
 
 @pytest.mark.parametrize("name", ["strided_cnn_a", "nin_lecture"])
-def test_every_parameter_has_a_gradient(name):
+def test_every_gradient_is_a_number_and_not_zero(name):
     model = flaxcnn.create_model(name)
     shape = (4, 20, 20, 3)
     x = jax.random.uniform(jax.random.key(0), shape)
@@ -96,6 +190,29 @@ def test_every_parameter_has_a_gradient(name):
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients()):
         assert np.isfinite(gradient).all(), path
         assert np.abs(gradient).max() > 0, path
+
+
+@EVERY
+def test_the_smallest_input(name):
+    """It works; a pixel less is one line that says what to do."""
+    smallest = documented(name)[2]
+    channels = flaxcnn.model_info(name).input_size[2]
+    _, _, variables = init(name, (1, smallest, smallest, channels))
+    if not name.startswith("resblocks"):  # the only ones with a size of their own
+        assert count(variables) == flaxcnn.model_info(name).params
+    if smallest > 1:
+        message = f"too small; resize it to at least {smallest}x{smallest}"
+        with pytest.raises(FlaxcnnError, match=message):
+            init(name, (1, smallest, smallest - 1, channels))
+
+
+def test_info_has_the_published_weights():
+    info = flaxcnn.model_info("resnet50")
+    assert [weights.version for weights in info.weights] == ["V2", "V1"]
+    assert info.weights[0].file == "resnet50-11ad3fa6.pth"
+    assert info.weights[0].top1 == 0.80858
+    assert flaxcnn.model_info("nin").weights == ()
+    assert flaxcnn.model_info("googlenet").aux_weights == {"aux1": 0.3, "aux2": 0.3}
 
 
 def test_dropout_is_on_in_training_only():
