@@ -76,11 +76,14 @@ def register(name: str, *, info: Info, **fields: Any) -> Callable[[Class], Class
 def create_model(name: str, **fields: Any) -> "nn.Module":
     """The flax module registered as `name`, with `fields` replacing its row's.
 
+    Lists, which is what JSON makes of them, become tuples: a module can be hashed.
+
     Raises:
       FlaxcnnError: no such model, or no such field; with the nearest names.
     """
     row = _row(name)
     _check_fields(name, row.cls, fields)
+    fields = {field: _tuples(value) for field, value in fields.items()}
     return row.cls(**{**row.fields, **fields})
 
 
@@ -136,6 +139,10 @@ def _check_fields(name: str, cls: type, fields: dict[str, Any]) -> None:
         raise FlaxcnnError(
             f"{name}: num_classes={fields['num_classes']}; 0 gives pooled features"
         )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Many blocks of one shape, compiled once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,7 @@ def chain_blocks(
     updated = [c for c in stacked if parent.is_mutable_collection(c) and c != "params"]
     alone = block(parent=None)
 
-    def body(x: Array, variables: dict) -> tuple[Array, dict]:
-        if not updated:
-            return alone.apply(variables, x, train=train), {}
+    def body(x: Array, variables: dict) -> Any:
         return alone.apply(variables, x, train=train, mutable=updated)
 
     x, updates = lax.scan(body, x, stacked)

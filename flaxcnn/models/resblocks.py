@@ -94,6 +94,7 @@ class ResBlocks(nn.Module):
             x = ends["pre_logits"]
         else:
             init = torch_uniform(ends["pre_logits"].shape[-1])
-            x = MapDense(self.num_classes, x.shape[1:3], kernel_init=init,
+            _, height, width, _ = x.shape
+            x = MapDense(self.num_classes, (height, width), kernel_init=init,
                          bias_init=init, name="fc")(x)[:, 0, 0]  # fmt: skip
         return (x, ends) if endpoints else x

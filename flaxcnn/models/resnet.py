@@ -124,9 +124,12 @@ class Bottleneck(Block):
         return self.add_shortcut(y, x, train)
 
 
-@register("resnet18", stages=(2, 2, 2, 2), block=BasicBlock, info=Info(
+BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+@register("resnet18", stages=(2, 2, 2, 2), block="basic", info=Info(
     params=11_689_512, macs=1_814_073_344, paper="1512.03385"))  # fmt: skip
-@register("resnet34", stages=(3, 4, 6, 3), block=BasicBlock, info=Info(
+@register("resnet34", stages=(3, 4, 6, 3), block="basic", info=Info(
     params=21_797_672, macs=3_663_761_408, paper="1512.03385"))  # fmt: skip
 @register("resnet50", stages=(3, 4, 6, 3), info=Info(
     params=25_557_032, macs=4_089_184_256, paper="1512.03385"))  # fmt: skip
@@ -134,9 +137,9 @@ class Bottleneck(Block):
     params=44_549_160, macs=7_801_405_440, paper="1512.03385"))  # fmt: skip
 @register("resnet152", stages=(3, 8, 36, 3), info=Info(
     params=60_192_808, macs=11_513_626_624, paper="1512.03385"))  # fmt: skip
-@register("plain18", stages=(2, 2, 2, 2), block=BasicBlock, shortcut="none", info=Info(
+@register("plain18", stages=(2, 2, 2, 2), block="basic", shortcut="none", info=Info(
     params=11_515_688, macs=1_794_805_760, paper="1512.03385"))  # fmt: skip
-@register("plain34", stages=(3, 4, 6, 3), block=BasicBlock, shortcut="none", info=Info(
+@register("plain34", stages=(3, 4, 6, 3), block="basic", shortcut="none", info=Info(
     params=21_623_848, macs=3_644_493_824, paper="1512.03385"))  # fmt: skip
 @register("resnext50_32x4d", stages=(3, 4, 6, 3), groups=32, base_width=4, info=Info(
     params=25_028_904, macs=4_230_479_872, paper="1611.05431"))  # fmt: skip
@@ -157,7 +160,7 @@ class ResNet(nn.Module):
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, 512] or [N, 2048].
       stages: blocks of each of the four stages.
-      block: BasicBlock or Bottleneck.
+      block: "basic" or "bottleneck".
       shortcut: "A", "B", "C", or "none" for a plain network.
       norm: "batchnorm", or one of "evonorm_b0" to "evonorm_s2".
       groups: of the bottleneck's 3x3 convolution (ResNeXt).
@@ -169,7 +172,7 @@ class ResNet(nn.Module):
 
     num_classes: int = 1000
     stages: tuple[int, ...] = (3, 4, 6, 3)
-    block: type[Block] = Bottleneck
+    block: str = "bottleneck"
     shortcut: str = "B"
     norm: str = "batchnorm"
     groups: int = 1
@@ -184,14 +187,16 @@ class ResNet(nn.Module):
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits [N, num_classes] of images [N, H, W, C] of any size."""
         check_images("ResNet", x)
+        if self.block not in BLOCKS:
+            raise unknown("ResNet block", self.block, BLOCKS)
         if self.shortcut not in SHORTCUTS:
             raise unknown("ResNet shortcut", self.shortcut, SHORTCUTS)
         if self.norm not in NORMS:
             raise unknown("ResNet norm", self.norm, NORMS)
         block = functools.partial(
-            self.block, shortcut=self.shortcut, norm=self.norm, groups=self.groups,
-            base_width=self.base_width, stride_in_1x1=self.stride_in_1x1,
-            dtype=self.dtype,
+            BLOCKS[self.block], shortcut=self.shortcut, norm=self.norm,
+            groups=self.groups, base_width=self.base_width,
+            stride_in_1x1=self.stride_in_1x1, dtype=self.dtype,
         )  # fmt: skip
         ends = {}
 

@@ -1,5 +1,6 @@
 """Every registered model, and the registry itself."""
 
+import json
 import math
 import subprocess
 import sys
@@ -204,6 +205,14 @@ def test_the_smallest_input(name):
         message = f"too small; resize it to at least {smallest}x{smallest}"
         with pytest.raises(FlaxcnnError, match=message):
             init(name, (1, smallest, smallest - 1, channels))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fields_survive_json(name):
+    """As the config and the file of a trained model keep them."""
+    fields = {field: value for field, (_, value) in model_fields(name).items()}
+    kept = json.loads(json.dumps(fields))
+    assert flaxcnn.create_model(name, **kept) == flaxcnn.create_model(name)
 
 
 def test_info_has_the_published_weights():

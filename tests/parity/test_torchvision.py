@@ -1,8 +1,13 @@
 """Every network that torchvision has, against torchvision, with random weights."""
 
+import numpy as np
 import pytest
+import torch
 import torchvision
 
+import flaxcnn
+import flaxcnn.weights
+from tests.models.documented import documented
 from tests.parity.reference import (
     compare_evaluation,
     compare_gradients,
@@ -11,9 +16,123 @@ from tests.parity.reference import (
     randomize,
 )
 
-# Our endpoints that bear no name of a torchvision module.
+
+def pools(*indices):
+    return {f"block{i}": f"features.{n}" for i, n in enumerate(indices, start=1)}
+
+
+# torchvision's modules whose outputs are endpoints of another name.
 MODULES = {
-    "resnet": {"stem": "maxpool"},
-    "resnext": {"stem": "maxpool"},
-    "wide_resnet": {"stem": "maxpool"},
+    "alexnet": pools(2, 5, 12),
+    "squeezenet1_0": {"stem": "features.1", **pools(5, 10, 12)},
+    "squeezenet1_1": {"stem": "features.1", **pools(4, 7, 12)},
+    "vgg11": pools(2, 5, 10, 15, 20),
+    "vgg11_bn": pools(3, 7, 14, 21, 28),
+    "vgg13": pools(4, 9, 14, 19, 24),
+    "vgg13_bn": pools(6, 13, 20, 27, 34),
+    "vgg16": pools(4, 9, 16, 23, 30),
+    "vgg16_bn": pools(6, 13, 23, 33, 43),
+    "vgg19": pools(4, 9, 18, 27, 36),
+    "vgg19_bn": pools(6, 13, 26, 39, 52),
+    **{
+        name: {"stem": "maxpool"}
+        for pattern in ("resnet*", "resnext*", "wide_resnet*")
+        for name in flaxcnn.list_models(pattern)
+    },
 }
+NAMES = [name for name in flaxcnn.list_models() if flaxcnn.model_info(name).weights]
+FIRST = ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5")  # the others: long tier
+EACH = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FIRST else pytest.mark.long) for n in NAMES],
+)
+
+
+def build(name, aux_logits=False):
+    torch.manual_seed(0)
+    fields = {}
+    if name in ("googlenet", "inception_v3"):
+        fields = {"init_weights": False, "aux_logits": aux_logits}
+    net = getattr(torchvision.models, name)(**fields)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):  # signals keep their size
+            torch.nn.init.kaiming_normal_(module.weight)
+    return randomize(net)
+
+
+def test_all_36():
+    assert len(NAMES) == 36
+
+
+@EACH
+def test_evaluation(name):
+    """Logits and every stage, at the standard size and at an odd one."""
+    net = build(name)
+    size = flaxcnn.model_info(name).input_size[0]
+    for shape in ((size, size), (230, 197)):
+        compare_evaluation(name, net, images(*shape), MODULES.get(name))
+
+
+@EACH
+def test_training(name):
+    """Batch statistics normalise and update the running ones as torch's do."""
+    size = max(64, documented(name)[2])
+    compare_training(name, build(name), images(size, size + 10, batch=4))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads(name):
+    net = build(name, aux_logits=True)
+    size = flaxcnn.model_info(name).input_size[0]
+    compare_training(name, net, images(size, size, batch=4), aux_logits=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "squeezenet1_1", "shufflenet_v2_x0_5",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in (
+                "alexnet", "densenet121", "googlenet", "inception_v3", "mnasnet0_5",
+                "mobilenet_v2", "resnet50", "resnext50_32x4d", "vgg11_bn",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_gradients(name):
+    size = max(64, documented(name)[2])
+    compare_gradients(name, build(name), images(size, size, batch=2))
+
+
+@EACH
+def test_published_facts(name):
+    """torchvision's metadata: parameters, multiply-adds, accuracies, files."""
+    info = flaxcnn.model_info(name)
+    theirs = torchvision.models.get_model_weights(name)
+    assert theirs.DEFAULT.name == f"IMAGENET1K_{info.weights[0].version}"
+    assert len(theirs) == len(info.weights)
+    aux = 27_161_264 - 23_834_568 if name == "inception_v3" else 0
+    for ours in info.weights:
+        entry = theirs[f"IMAGENET1K_{ours.version}"]
+        assert entry.url.endswith(f"/{ours.file}")
+        assert entry.meta["num_params"] == info.params + aux
+        assert entry.meta["_ops"] == pytest.approx(info.macs / 1e9, abs=1e-3)
+        metrics = entry.meta["_metrics"]["ImageNet-1K"]
+        if ours.top1 is not None:
+            assert metrics["acc@1"] == pytest.approx(100 * ours.top1, abs=1e-9)
+            assert metrics["acc@5"] == pytest.approx(100 * ours.top5, abs=1e-9)
+        transforms = entry.transforms()
+        assert transforms.resize_size == [ours.resize]
+        assert transforms.crop_size == [ours.crop]
+
+
+@EACH
+def test_round_trip_is_bit_identical(name):
+    state = build(name).state_dict()
+    back = flaxcnn.weights.to_torch(name, flaxcnn.weights.from_torch(name, state))
+    assert back.keys() == {k for k in state if not k.endswith("num_batches_tracked")}
+    for key, array in back.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, state[key].numpy(), key)
