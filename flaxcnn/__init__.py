@@ -7,6 +7,7 @@ from flaxcnn.errors import FlaxcnnError
 from flaxcnn.registry import Info, create_model, list_models, model_info, register
 
 if TYPE_CHECKING:
+    from flaxcnn.macs import count_macs
     from flaxcnn.train.config import default_config, load_config
     from flaxcnn.train.loop import fit
     from flaxcnn.weights.files import load_model, save_model
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FlaxcnnError",
     "Info",
+    "count_macs",
     "create_model",
     "default_config",
     "fit",
@@ -29,6 +31,7 @@ __all__ = [
 
 # Imported when first used: they need jax.
 _LAZY = {
+    "count_macs": "flaxcnn.macs",
     "default_config": "flaxcnn.train.config",
     "fit": "flaxcnn.train.loop",
     "load_config": "flaxcnn.train.config",

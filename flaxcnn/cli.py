@@ -52,7 +52,7 @@ def list_(pattern: str) -> None:
 
 
 def summary(name: str, num_classes: int | None) -> None:
-    """Prints the layers of a model at its standard input size."""
+    """Prints a model's layers at its standard input size, and its published facts."""
     import jax
     import jax.numpy as jnp
 
@@ -61,6 +61,14 @@ def summary(name: str, num_classes: int | None) -> None:
     x = jnp.zeros((1, *model_info(name).input_size))
     width = {"width": 100, "force_terminal": False}
     print(model.tabulate(jax.random.key(0), x, train=False, console_kwargs=width))
+    info = model_info(name)
+    print(
+        f"paper: {info.paper}; {info.params:,} parameters, {info.macs:,} multiply-adds"
+    )
+    print(f"input: {info.input_size}, preprocessing {info.preprocess}")
+    for weights in info.weights:
+        top1 = f"{weights.top1:.2%}" if weights.top1 else "no classifier"
+        print(f"weights {weights.version}: {weights.file}, top-1 {top1}")
 
 
 def prepare(name: str, data_dir: str | None) -> None:

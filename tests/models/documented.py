@@ -31,6 +31,29 @@ ROWS = {
         {"stem": (1, 16), "layer1": (1, 16), "layer2": (2, 32), "layer3": (4, 64)},
         64, 1,
     ),
+    "inception_v4": (
+        {
+            "stem": (8, 384), "inception_a": (8, 384), "reduction_a": (16, 1024),
+            "inception_b": (16, 1024), "reduction_b": (32, 1536),
+            "inception_c": (32, 1536),
+        },
+        1536, 75,
+    ),
+    "inception_resnet_v1": (
+        {
+            "stem": (8, 256), "repeat": (8, 256), "mixed_6a": (16, 896),
+            "repeat_1": (16, 896), "mixed_7a": (32, 1792), "repeat_2": (32, 1792),
+        },
+        1792, 75,
+    ),
+    "inception_resnet_v2": (
+        {
+            "stem": (8, 192), "mixed_5b": (8, 320), "repeat": (8, 320),
+            "mixed_6a": (16, 1088), "repeat_1": (16, 1088), "mixed_7a": (32, 2080),
+            "repeat_2": (32, 2080), "block8": (32, 2080), "conv2d_7b": (32, 1536),
+        },
+        1536, 75,
+    ),
     "*resn?t*": (BOTTLENECKS, 2048, 1),
     "vgg*": (VGG, 4096, 32),
     "alexnet": (

@@ -1,0 +1,60 @@
+"""Seconds from a model's name to its first logits, of one image at its standard size.
+
+    python -m benchmarks.first_result                      # every registered name
+    python -m benchmarks.first_result resnet152 densenet201
+
+Tracing, compilation and the first run of the jitted forward pass, without the drawing
+of weights and without a compilation cache; beside it the same call once more. Writes
+results/first_result.csv.
+"""
+
+import csv
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.report import environment
+from flaxcnn import create_model, list_models, model_info
+
+FILE = Path(__file__).parents[1] / "results" / "first_result.csv"
+
+
+def first_result(name: str) -> tuple[float, float]:
+    """Seconds of the first call and of the second."""
+    model, shape = create_model(name), (1, *model_info(name).input_size)
+    x = jnp.zeros(shape)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        jax.block_until_ready(forward(variables, x))
+        seconds.append(time.perf_counter() - started)
+    return seconds[0], seconds[1]
+
+
+def main(names: list[str]) -> None:
+    found = environment()
+    cpu, cores = found["cpu"], found["cores"]
+    versions = "; ".join(f"{k} {found['versions'][k]}" for k in ("python", "jax"))
+    rows = []
+    for name in names or list_models():
+        first, second = first_result(name)
+        print(f"{name:26} {first:6.1f} s {second:8.3f} s", flush=True)
+        rows.append(
+            [name, f"{first:.1f}", f"{second:.3f}", f"{cores} x {cpu}", versions]
+        )
+    with open(FILE, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "first_seconds", "second_seconds", "cpu", "versions"])
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    main(sys.argv[1:])
