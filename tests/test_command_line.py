@@ -109,7 +109,7 @@ def test_summary(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["list", "resnext*"], "no model matches 'resnext*'"),
+        (["list", "resnoxt*"], "no model matches 'resnoxt*'"),
         (["summary", "allcnn"], "unknown model 'allcnn'; did you mean"),
         (["prepare", "cifar11"], "cifar10"),
     ],

@@ -16,6 +16,14 @@ GOOGLENET = {
     "inception5a": (32, 832), "inception5b": (32, 1024),
 }  # fmt: skip
 
+
+def mobile(*channels):
+    """MobileNet v2 and MNASNet: seven blocks of these channels."""
+    strides = (2, 4, 8, 16, 16, 32, 32)
+    blocks = enumerate(zip(strides, channels, strict=True), start=1)
+    return {**{f"block{i}": row for i, row in blocks}, "conv_head": (32, 1280)}
+
+
 # The first pattern that a name matches: ({endpoint: (stride, channels)}, width, size).
 # None is the number of input channels, or what they make of the width.
 ROWS = {
@@ -54,7 +62,7 @@ ROWS = {
         },
         1536, 75,
     ),
-    "*resn?t*": (BOTTLENECKS, 2048, 1),
+    "*resne*t*": (BOTTLENECKS, 2048, 1),
     "vgg*": (VGG, 4096, 32),
     "alexnet": (
         {"block1": (8, 64), "block2": (16, 192), "block3": (32, 256)}, 4096, 63
@@ -102,6 +110,51 @@ ROWS = {
          "conv5": (32, 1232)},
         1280, 1,
     ),
+    "densenet121": (
+        {"stem": (4, 64), "denseblock1": (4, 256), "denseblock2": (8, 512),
+         "denseblock3": (16, 1024), "denseblock4": (32, 1024)},
+        1024, 29,
+    ),
+    "densenet161": (
+        {"stem": (4, 96), "denseblock1": (4, 384), "denseblock2": (8, 768),
+         "denseblock3": (16, 2112), "denseblock4": (32, 2208)},
+        2208, 29,
+    ),
+    "densenet169": (
+        {"stem": (4, 64), "denseblock1": (4, 256), "denseblock2": (8, 512),
+         "denseblock3": (16, 1280), "denseblock4": (32, 1664)},
+        1664, 29,
+    ),
+    "densenet201": (
+        {"stem": (4, 64), "denseblock1": (4, 256), "denseblock2": (8, 512),
+         "denseblock3": (16, 1792), "denseblock4": (32, 1920)},
+        1920, 29,
+    ),
+    "shufflenet_v2_x0_5": (
+        {"stem": (4, 24), "stage2": (8, 48), "stage3": (16, 96), "stage4": (32, 192),
+         "conv5": (32, 1024)},
+        1024, 1,
+    ),
+    "shufflenet_v2_x1_0": (
+        {"stem": (4, 24), "stage2": (8, 116), "stage3": (16, 232), "stage4": (32, 464),
+         "conv5": (32, 1024)},
+        1024, 1,
+    ),
+    "shufflenet_v2_x1_5": (
+        {"stem": (4, 24), "stage2": (8, 176), "stage3": (16, 352), "stage4": (32, 704),
+         "conv5": (32, 1024)},
+        1024, 1,
+    ),
+    "shufflenet_v2_x2_0": (
+        {"stem": (4, 24), "stage2": (8, 244), "stage3": (16, 488), "stage4": (32, 976),
+         "conv5": (32, 2048)},
+        2048, 1,
+    ),
+    "mobilenet_v2": (mobile(16, 24, 32, 64, 96, 160, 320), 1280, 1),
+    "mnasnet0_5": (mobile(8, 16, 24, 40, 48, 96, 160), 1280, 1),
+    "mnasnet0_75": (mobile(16, 24, 32, 64, 72, 144, 240), 1280, 1),
+    "mnasnet1_0": (mobile(16, 24, 40, 80, 96, 192, 320), 1280, 1),
+    "mnasnet1_3": (mobile(24, 32, 56, 104, 128, 248, 416), 1280, 1),
 }  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def torch_bn_inception():
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_against_torch():
     net = torch_bn_inception()
     from tests.parity.reference import (

@@ -45,6 +45,7 @@ def block_of(layers, train=False, **fields):
     return run()
 
 
+@pytest.mark.long
 def test_a_block_keeps_its_input_and_every_layer_as_they_are():
     """A block's first channels are its input; one layer more changes none of them."""
     _, two = block_of(2, growth_rate=4)

@@ -117,6 +117,7 @@ def count(variables):
     return sum(p.size for p in jax.tree.leaves(variables["params"]))
 
 
+@pytest.mark.long
 def test_the_papers_network_is_the_papers():
     """On pixels as large as caffe's: else the response normalisation does nothing."""
     net = torch_googlenet()

@@ -386,6 +386,7 @@ def dropped_edges(gradients):
             if "edge_weights" in path for i in np.flatnonzero(leaf == 0)]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_step_drops_one_edge_of_the_network():
     """Whatever it drops, the steps together reach every parameter."""
     step = gradient_function(small(nodes=5, edge_drop=1.0), train=True)

@@ -34,12 +34,18 @@ MODULES = {
     "vgg16_bn": pools(6, 13, 23, 33, 43),
     "vgg19": pools(4, 9, 18, 27, 36),
     "vgg19_bn": pools(6, 13, 26, 39, 52),
-    **{
-        name: {"stem": "maxpool"}
-        for pattern in ("resnet*", "resnext*", "wide_resnet*")
-        for name in flaxcnn.list_models(pattern)
-    },
+    "mobilenet_v2": {**pools(1, 3, 6, 10, 13, 16, 17), "conv_head": "features.18"},
 }
+STEM = {"stem": "maxpool"}
+DENSENET = {f"denseblock{i}": f"features.denseblock{i}" for i in range(1, 5)}
+MNASNET = {f"block{i}": f"layers.{i + 6}" for i in range(1, 8)}
+for pattern, modules in {
+    "*resne*t*": STEM,
+    "shufflenet*": STEM,
+    "densenet*": {"stem": "features.pool0", **DENSENET},
+    "mnasnet*": {**MNASNET, "conv_head": "layers.16"},
+}.items():
+    MODULES |= dict.fromkeys(flaxcnn.list_models(pattern), modules)
 NAMES = [name for name in flaxcnn.list_models() if flaxcnn.model_info(name).weights]
 FIRST = ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5")  # the others: long tier
 EACH = pytest.mark.parametrize(
