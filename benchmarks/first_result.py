@@ -1,15 +1,14 @@
-"""Seconds from a model's name to its first logits, of one image at its standard size.
+"""Seconds to the first result of each model's jitted forward pass, one image.
 
     python -m benchmarks.first_result                      # every registered name
     python -m benchmarks.first_result resnet152 densenet201
 
-Tracing, compilation and the first run of the jitted forward pass, without the drawing
-of weights and without a compilation cache; beside it the same call once more. Writes
-results/first_result.csv.
+Tracing, compilation and the first run at the standard size, without the drawing of
+weights and without a compilation cache; beside it the same call once more. Updates the
+rows of results/first_result.csv.
 """
 
 import csv
-import os
 import sys
 import time
 from pathlib import Path
@@ -42,19 +41,29 @@ def main(names: list[str]) -> None:
     found = environment()
     cpu, cores = found["cpu"], found["cores"]
     versions = "; ".join(f"{k} {found['versions'][k]}" for k in ("python", "jax"))
-    rows = []
+    jax.config.update("jax_enable_compilation_cache", False)
+    rows = {row["name"]: row for row in read()}
     for name in names or list_models():
         first, second = first_result(name)
         print(f"{name:26} {first:6.1f} s {second:8.3f} s", flush=True)
-        rows.append(
-            [name, f"{first:.1f}", f"{second:.3f}", f"{cores} x {cpu}", versions]
-        )
+        rows[name] = {
+            "name": name, "first_seconds": f"{first:.1f}",
+            "second_seconds": f"{second:.3f}", "cpu": f"{cores} x {cpu}",
+            "versions": versions,
+        }  # fmt: skip
     with open(FILE, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "first_seconds", "second_seconds", "cpu", "versions"])
-        writer.writerows(rows)
+        writer = csv.DictWriter(file, list(next(iter(rows.values()))))
+        writer.writeheader()
+        writer.writerows(rows[name] for name in list_models() if name in rows)
+
+
+def read() -> list[dict[str, str]]:
+    """The rows that there are."""
+    if not FILE.exists():
+        return []
+    with open(FILE, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     main(sys.argv[1:])

@@ -43,7 +43,9 @@ class Info:
     paper: str
     input_size: tuple[int, int, int] = (224, 224, 3)
     preprocess: str = "imagenet"
-    aux_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    aux_weights: Mapping[str, float] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
     weights: tuple[Weights, ...] = ()
 
 
@@ -148,12 +150,17 @@ def _tuples(value: Any) -> Any:
 @functools.cache
 def _declared() -> dict[str, tuple[str, Info]]:
     """{name: (module, info)} of every `@register` row in flaxcnn/models."""
-    declared = {}
+    declared: dict[str, tuple[str, Info]] = {}
     for path in sorted((Path(__file__).parent / "models").glob("[!_]*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for row in getattr(node, "decorator_list", []):
                 if isinstance(row, ast.Call) and ast.unparse(row.func) == "register":
                     name, info = _literal_row(row)
+                    if name in declared:
+                        raise FlaxcnnError(
+                            f"model {name!r} is registered twice, in {path.stem}.py "
+                            f"and {declared[name][0]}.py; rename one of them"
+                        )
                     declared[name] = (path.stem, info)
     return declared
 

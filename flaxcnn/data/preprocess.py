@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONSTANTS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5,), (0.5,)),
-    "vgg_features": ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
+    "imagenet_255": ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
 }
 KINDS = ("unit", "standardize", *CONSTANTS, "gcn_zca")
 GCN_SCALE = 55.0
@@ -50,7 +50,7 @@ def fit(kind: str, images: np.ndarray, cache_dir: Path | None = None) -> Preproc
       `standardize`: [0, 1], then minus mean [C], divided by std [C] of the images.
       `imagenet`: [0, 1], then the mean and std of torchvision's models.
       `inception`: [-1, 1], the input of Inception v1 to v4 as their authors trained it.
-      `vgg_features`: 0..255 less a mean, that of torchvision's vgg16 FEATURES weights.
+      `imagenet_255`: 0..255 less ImageNet's mean, as caffe's networks were trained.
       `gcn_zca`: global contrast normalization, then ZCA whitening: mean [D] and
         matrix [D, D] for D = H W C. The input of All-CNN and NiN (arXiv:1412.6806,
         1312.4400) as pylearn2's make_cifar10_gcn_whitened.py defines it, on 0..255.

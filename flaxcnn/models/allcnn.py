@@ -33,31 +33,46 @@ REDUCTIONS = ("pool", "strided", "convpool", "all")
 
 
 @register("cnn_a", base="a", reduction="pool", info=Info(params=839_242,
-    macs=138_677_760, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=138_677_760, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("cnn_b", base="b", reduction="pool", info=Info(params=885_610,
-    macs=157_552_128, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=157_552_128, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("cnn_c", base="c", reduction="pool", info=Info(params=954_730,
-    macs=228_331_008, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=228_331_008, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("strided_cnn_a", base="a", reduction="strided", info=Info(params=839_242,
-    macs=44_674_560, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=44_674_560, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("strided_cnn_b", base="b", reduction="strided", info=Info(params=885_610,
-    macs=143_396_352, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=143_396_352, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("strided_cnn_c", base="c", reduction="strided", info=Info(params=954_730,
-    macs=100_929_024, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=100_929_024, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("convpool_cnn_a", base="a", reduction="convpool", info=Info(params=1_254_250,
-    macs=308_547_072, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=308_547_072, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("convpool_cnn_b", base="b", reduction="convpool", info=Info(params=1_300_618,
-    macs=327_421_440, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=327_421_440, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("convpool_cnn_c", base="c", reduction="convpool", info=Info(params=1_369_738,
-    macs=398_200_320, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=398_200_320, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("allcnn_a", base="a", reduction="all", info=Info(params=1_254_250,
-    macs=181_145_088, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=181_145_088, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("allcnn_b", base="b", reduction="all", info=Info(params=1_300_618,
-    macs=200_019_456, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=200_019_456, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 @register("allcnn_c", base="c", reduction="all", info=Info(params=1_369_738,
-    macs=270_798_336, input_size=(32, 32, 3), paper="1412.6806"))  # fmt: skip
+    macs=270_798_336, input_size=(32, 32, 3), preprocess="gcn_zca",
+    paper="1412.6806"))  # fmt: skip
 class AllCNN(nn.Module):
     """The networks of Table 3.
+
+    Endpoints: "block1" and "block2", after each reduction, of strides 2 and 4 and 96
+    and 192 channels.
 
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, 192].
@@ -124,12 +139,15 @@ class AllCNN(nn.Module):
 
 
 @register("allconv_mnist", info=Info(params=6_006,
-    macs=257_472, input_size=(28, 28, 1), paper="STAT 453, L13"))  # fmt: skip
+    macs=257_472, input_size=(28, 28, 1), preprocess="unit",
+    paper="STAT 453, L13"))  # fmt: skip
 class AllConvMNIST(nn.Module):
     """The lecture's small all-convolutional net for MNIST, a notebook of its own.
 
     3x3 convolutions, every second one of stride 2, ReLU after each (the last too),
     averaged class maps; no dropout. Weights and biases as torch draws them.
+
+    Endpoints: "block1" to "block3", of strides 2, 4, 8 and 4, 8, 16 channels.
 
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, 16].

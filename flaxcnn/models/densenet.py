@@ -26,11 +26,9 @@ from flaxcnn.layers import (
     global_avg_pool,
     max_pool,
 )
-from flaxcnn.layers.init import torch_uniform
+from flaxcnn.layers.init import he_normal_fan_in, torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
-
-he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def norm_relu(x: jax.Array, train: bool, name: str) -> jax.Array:

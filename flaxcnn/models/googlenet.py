@@ -176,7 +176,7 @@ class InceptionAux(nn.Module):
     aux_weights={"aux1": 0.3, "aux2": 0.3}))  # fmt: skip
 @register("googlenet_paper", batch_norm=False, kernel_5x5=5, pool4=3, dropout=0.4,
     info=Info(params=6_998_552, macs=1_582_671_872, paper="1409.4842",
-    aux_weights={"aux1": 0.3, "aux2": 0.3}))  # fmt: skip
+    preprocess="imagenet_255", aux_weights={"aux1": 0.3, "aux2": 0.3}))  # fmt: skip
 class GoogLeNet(nn.Module):
     """Table 1.
 

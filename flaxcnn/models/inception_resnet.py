@@ -203,7 +203,8 @@ class InceptionResNet(nn.Module):
             conv = ConvBN((1536, 1, 1), self.dtype, name="conv2d_7b")
             x = ends["conv2d_7b"] = conv(x, train=train)
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = Dropout(self.dropout)(x, train=train)
+        if self.num_classes:
+            x = Dropout(self.dropout)(x, train=train)
         x = classify(x, self.num_classes, "classif")
         if aux:
             head = AuxHead(self.num_classes, self.dtype, name="AuxLogits")

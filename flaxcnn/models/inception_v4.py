@@ -237,7 +237,8 @@ class InceptionV4(nn.Module):
             x = InceptionC(self.dtype, name=f"features.{i}")(x, train=train)
         ends["inception_c"] = x
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = Dropout(self.dropout)(x, train=train)
+        if self.num_classes:
+            x = Dropout(self.dropout)(x, train=train)
         x = classify(x, self.num_classes, "last_linear")
         if aux:
             head = AuxHead(self.num_classes, self.dtype, name="AuxLogits")

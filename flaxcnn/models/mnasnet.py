@@ -18,8 +18,9 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.layers import BatchNorm, Conv, Dropout, global_avg_pool
+from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
-from flaxcnn.models.mobilenet_v2 import he_normal_fan_out, scaled
+from flaxcnn.models.mobilenet_v2 import scaled
 from flaxcnn.registry import Info, register
 
 # Kernel, channels, stride of the first block, expansion, blocks.

@@ -18,6 +18,7 @@ from flax.typing import Dtype
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.layers import BatchNorm, Conv, Dropout, global_avg_pool
+from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
 
@@ -31,8 +32,6 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def scaled(channels: int, multiplier: float) -> int:

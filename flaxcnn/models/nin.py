@@ -58,12 +58,14 @@ class MlpConv(nn.Module):
         return x
 
 
-@register("nin", info=Info(params=966_986,
-    macs=222_486_528, input_size=(32, 32, 3), paper="1312.4400"))  # fmt: skip
-@register("nin_lecture", lecture=True, info=Info(params=966_986,
-    macs=222_486_528, input_size=(32, 32, 3), paper="1312.4400"))  # fmt: skip
+@register("nin", info=Info(params=966_986, macs=222_486_528,
+    input_size=(32, 32, 3), preprocess="gcn_zca", paper="1312.4400"))  # fmt: skip
+@register("nin_lecture", lecture=True, info=Info(params=966_986, macs=222_486_528,
+    input_size=(32, 32, 3), preprocess="unit", paper="1312.4400"))  # fmt: skip
 class NiN(nn.Module):
     """The network for CIFAR.
+
+    Endpoints: "block1" to "block3", of strides 2, 4, 4 and 96, 192, 192 channels.
 
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, 192].

@@ -27,13 +27,11 @@ from flax.typing import Dtype
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.graphs import Graph, draw
 from flaxcnn.layers import BatchNorm, Conv, Dropout, global_avg_pool
-from flaxcnn.layers.init import torch_uniform
+from flaxcnn.layers.init import he_normal_fan_in, torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
 
 REGIMES = ("small", "regular")
-
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class Node(nn.Module):
@@ -65,9 +63,9 @@ class Node(nn.Module):
             x = sum(weight * x for weight, x in zip(weights, inputs, strict=True))
         channels = x.shape[-1]
         x = Conv(channels, (3, 3), self.stride, 1, feature_group_count=channels,
-                 use_bias=False, kernel_init=he_normal, dtype=self.dtype,
+                 use_bias=False, kernel_init=he_normal_fan_in, dtype=self.dtype,
                  name="depthwise")(nn.relu(x))  # fmt: skip
-        x = Conv(self.features, (1, 1), use_bias=False, kernel_init=he_normal,
+        x = Conv(self.features, (1, 1), use_bias=False, kernel_init=he_normal_fan_in,
                  dtype=self.dtype, name="pointwise")(x)  # fmt: skip
         return BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
 
@@ -166,13 +164,17 @@ class RandWire(nn.Module):
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits [N, num_classes] of images [N, H, W, C] of any size."""
         check_images("RandWire", x)
+        if not 0 <= self.edge_drop <= 1:
+            raise FlaxcnnError(
+                f"RandWire edge_drop {self.edge_drop} is no probability; use 0 to 1"
+            )
         graphs = self.graphs()
         dropped = self._dropped(graphs) if train and self.edge_drop else -1
         ends = {}
 
         def conv(x: jax.Array, features: int, size: int, number: str) -> jax.Array:
             x = Conv(features, (size, size), 2 if size > 1 else 1, size // 2,
-                     use_bias=False, kernel_init=he_normal, dtype=self.dtype,
+                     use_bias=False, kernel_init=he_normal_fan_in, dtype=self.dtype,
                      name=f"conv{number}")(x)  # fmt: skip
             return BatchNorm(dtype=self.dtype, name=f"bn{number}")(x, train=train)
 
@@ -198,10 +200,6 @@ class RandWire(nn.Module):
 
     def _dropped(self, graphs: dict[str, Graph]) -> jax.Array | int:
         """Index of the one edge to leave out among all removable ones; -1: none."""
-        if not 0 <= self.edge_drop <= 1:
-            raise FlaxcnnError(
-                f"RandWire edge_drop {self.edge_drop} is no probability; use 0 to 1"
-            )
         removable = sum(map(removable_edges, graphs.values()))
         if not removable:
             return -1

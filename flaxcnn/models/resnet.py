@@ -10,7 +10,9 @@ As in torchvision the bottleneck has its stride in the 3x3 convolution ("v1.5");
 `stride_in_1x1=True` is the paper's. The same class makes ResNeXt (Xie et al. 2016,
 arXiv:1611.05431: grouped 3x3 convolutions) and Wide ResNet (Zagoruyko and Komodakis
 2016, arXiv:1605.07146: wider ones). `norm` swaps BatchNorm and ReLU for an EvoNorm
-(Liu et al. 2020, arXiv:2004.02967). Weights are drawn as torchvision draws them.
+(Liu et al. 2020, arXiv:2004.02967): the last of a block, and a projection's, is affine
+only, and ReLU follows the addition; their scales start at 1, as a BatchNorm's. Weights
+are drawn as torchvision draws them.
 """
 
 import functools
@@ -21,19 +23,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.errors import unknown
+from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.layers import BatchNorm, Conv, EvoNorm, global_avg_pool, max_pool
 from flaxcnn.layers.evonorm import EVONORMS
-from flaxcnn.layers.init import torch_uniform
+from flaxcnn.layers.init import he_normal_fan_out, torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.layers.scan import chain_blocks
 from flaxcnn.registry import Info, register
 
 SHORTCUTS = ("none", "A", "B", "C")
 NORMS = ("batchnorm", *EVONORMS)
-
-
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def norm_act(
@@ -189,6 +188,13 @@ class ResNet(nn.Module):
         check_images("ResNet", x)
         if self.block not in BLOCKS:
             raise unknown("ResNet block", self.block, BLOCKS)
+        if self.block == "basic" and (
+            self.groups > 1 or self.base_width != 64 or self.stride_in_1x1
+        ):
+            raise FlaxcnnError(
+                "ResNet: groups, base_width and stride_in_1x1 are of the bottleneck; "
+                'set block="bottleneck"'
+            )
         if self.shortcut not in SHORTCUTS:
             raise unknown("ResNet shortcut", self.shortcut, SHORTCUTS)
         if self.norm not in NORMS:

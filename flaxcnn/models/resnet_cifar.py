@@ -4,7 +4,8 @@ He, Zhang, Ren, Sun, 2015 (arXiv:1512.03385), section 4.2.
 
 6n + 2 layers: a 3x3 convolution, n basic blocks each of 16, 32 and 64 channels, global
 average, one fully connected layer. Shortcuts are parameter-free (option A) by default.
-The keys are those of the weights that are in use (akamaster/pytorch_resnet_cifar10).
+With option A the keys are those of akamaster/pytorch_resnet_cifar10, whose weights are
+in use, without their `module.`.
 """
 
 import functools
@@ -16,14 +17,13 @@ from flax.typing import Dtype
 
 from flaxcnn.errors import unknown
 from flaxcnn.layers import Conv, global_avg_pool
-from flaxcnn.layers.init import torch_uniform
+from flaxcnn.layers.init import he_normal_fan_out, torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.layers.scan import chain_blocks
 from flaxcnn.models.resnet import (
     NORMS,
     SHORTCUTS,
     BasicBlock,
-    he_normal_fan_out,
     norm_act,
 )
 from flaxcnn.registry import Info, register

@@ -30,6 +30,7 @@ from flaxcnn.layers import (
     local_response_norm,
     max_pool,
 )
+from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
 
@@ -45,7 +46,6 @@ COLUMNS = {
 WIDTHS = (64, 128, 256, 512, 512)
 
 he_uniform = nn.initializers.he_uniform()
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 @register("vgg11", column="A", info=Info(
@@ -75,7 +75,7 @@ class VGG(nn.Module):
     """The columns of table 1.
 
     Endpoints: "block1" to "block5", after each pooling, of strides 2, 4, 8, 16, 32 and
-    64, 128, 256, 512, 512 channels; "pre_logits", what the last layer sees, [N, 4096].
+    64, 128, 256, 512, 512 channels; "pre_logits" [N, 4096].
 
     Attributes:
       num_classes: number of classes; 0 returns the pre-logits.
@@ -142,9 +142,9 @@ class VGG(nn.Module):
             x = x[:, 0, 0]
         x = Dropout(self.dropout)(nn.relu(x), train=train)  # [N, 4096]
         x = nn.Dense(4096, kernel_init=init, dtype=self.dtype, name="classifier.3")(x)
-        x = Dropout(self.dropout)(nn.relu(x), train=train)
-        ends["pre_logits"] = x
+        x = ends["pre_logits"] = nn.relu(x)
         x = x.astype(jnp.float32)
         if self.num_classes:
+            x = Dropout(self.dropout)(x, train=train)
             x = nn.Dense(self.num_classes, kernel_init=init, name="classifier.6")(x)
         return (x, ends) if endpoints else x

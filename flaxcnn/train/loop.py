@@ -224,7 +224,7 @@ class Trainer:
             model, tx, num_classes=classes, seed=config.seed,
             label_smoothing=config.label_smoothing, ema=config.ema,
             grad_accum=config.grad_accum, augment=make_augment(config.data, classes),
-            aux_weights=aux_weights(config), axis_name=axis,
+            aux_weights=aux_weights(config, model), axis_name=axis,
         )  # fmt: skip
         eval_step = make_eval_step(model, classes, axis)
         train_many = self.devices.compile(repeat(train_step, gather))

@@ -26,9 +26,9 @@ def build_model(config: ConfigDict, data: Data) -> nn.Module:
     return create_model(config.model.name, **fields, dtype=dtype)
 
 
-def aux_weights(config: ConfigDict) -> Mapping[str, float]:
+def aux_weights(config: ConfigDict, model: nn.Module) -> Mapping[str, float]:
     """Loss weights of the auxiliary heads that the config's model has."""
-    if not config.model.get("aux_logits"):
+    if not getattr(model, "aux_logits", False):
         return {}
     return model_info(config.model.name).aux_weights
 

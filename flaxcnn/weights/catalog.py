@@ -1,6 +1,6 @@
 """torchvision's ImageNet weights: files, accuracies, preprocessing.
 
-From the metadata of torchvision 0.29 (`torchvision/models/*.py`). Needs no jax.
+From the metadata of torchvision 0.28 (`torchvision/models/*.py`). Needs no jax.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ CATALOG = (
     Weights("vgg13_bn", "V1", "vgg13_bn-abd245e5.pth", 0.71586, 0.90374),
     Weights("vgg16", "V1", "vgg16-397923af.pth", 0.71592, 0.90382),
     Weights("vgg16", "FEATURES", "vgg16_features-amdegroot-88682ab5.pth",
-            None, None, preprocess="vgg_features"),
+            None, None, preprocess="imagenet_255"),
     Weights("vgg16_bn", "V1", "vgg16_bn-6c64b313.pth", 0.73360, 0.91516),
     Weights("vgg19", "V1", "vgg19-dcbb9e9d.pth", 0.72376, 0.90876),
     Weights("vgg19_bn", "V1", "vgg19_bn-c79401a0.pth", 0.74218, 0.91842),

@@ -54,12 +54,13 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **fields: Any) -> Varia
         array = np.asarray(rest.pop(key)).astype(np.float32)  # always a copy
         variables[path] = _to_flax(array, path[-1], leaf.shape)
         if variables[path].shape != leaf.shape:
-            wrong.append(f"{key} has shape {array.shape}, which is not {leaf.shape}")
+            expected = _to_torch(np.empty(leaf.shape), path[-1]).shape
+            wrong.append(f"{key} has shape {array.shape}, not {expected}")
     wrong += [f"unexpected {key}" for key in rest]
     if wrong:
         raise FlaxcnnError(
-            f"the state_dict is not {name}'s: {'; '.join(wrong)}. Is it of another "
-            "model, or of another number of classes?"
+            f"the state_dict is not {name}'s: {'; '.join(wrong)}; is it of another "
+            "model, or are num_classes or aux_logits others?"
         )
     return flax.traverse_util.unflatten_dict(variables)
 

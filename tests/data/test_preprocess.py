@@ -91,8 +91,8 @@ def test_inception_is_the_input_transform_of_torchvision(images: np.ndarray) -> 
     np.testing.assert_allclose(out, images / 127.5 - 1, atol=1e-5)
 
 
-def test_vgg_features(images: np.ndarray) -> None:
-    out = _apply(fit("vgg_features", images), images)
+def test_imagenet_255_is_caffes(images: np.ndarray) -> None:
+    out = _apply(fit("imagenet_255", images), images)
     mean = 255 * np.array([0.48235, 0.45882, 0.40784])
     np.testing.assert_allclose(out, images - mean, atol=1e-3)
 

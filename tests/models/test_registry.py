@@ -120,9 +120,9 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_logits(name):
 
 
 def without_gradient(loss, params):
-    """Paths of parameters whose gradient is zero whatever the numbers are.
+    """Paths of parameters that the loss does not depend on.
 
-    Such a gradient is a constant in the program: zero, broadcast.
+    Their gradient is a constant in the program: zero, broadcast.
     """
     program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
     constants = {
@@ -151,7 +151,7 @@ def test_without_gradient_finds_what_has_none():
 
 
 @EVERY
-def test_every_parameter_has_a_gradient(name):
+def test_every_parameter_is_connected_to_the_loss(name):
     fields = {"aux_logits": True} if "aux_logits" in model_fields(name) else {}
     model, x, variables = init(name, **fields)
     variables = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), variables)
@@ -168,29 +168,58 @@ def test_every_parameter_has_a_gradient(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["strided_cnn_a", pytest.param("nin_lecture", marks=pytest.mark.long)]
-)
+    "name",
+    [
+        "strided_cnn_a",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in (
+                "nin_lecture", "resnet18", "resnet20_cifar", "shufflenet_v2_x0_5",
+                "squeezenet1_1", "vgg16_cifar",
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_every_gradient_is_a_number_and_not_zero(name):
-    model = flaxcnn.create_model(name)
-    shape = (4, 20, 20, 3)
-    x = jax.random.uniform(jax.random.key(0), shape)
+    model = flaxcnn.create_model(name, num_classes=10)
+    size = max(40, documented(name)[2])
+    x = jax.random.uniform(jax.random.key(0), (4, size, size, 3))
+    variables = model.lazy_init(
+        jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype), train=False
+    )
+    # Positive biases keep every ReLU alive.
+    variables = jax.tree.map(lambda p: p + 0.1 * (p.ndim == 1), variables)
+    weights = jax.random.normal(jax.random.key(2), (4, 10))
 
     @jax.jit
-    def gradients():
-        variables = model.init(jax.random.key(0), x, train=False)
-        # Positive biases keep every ReLU alive.
-        variables = jax.tree.map(lambda p: p + 0.1 * (p.ndim == 1), variables)
-        weights = jax.random.normal(jax.random.key(2), (4, 10))
-
-        def loss(v):
-            logits = model.apply(v, x, train=True, rngs={"dropout": jax.random.key(1)})
+    def gradients(variables):
+        def loss(params):
+            logits, _ = model.apply(
+                {**variables, "params": params}, x, train=True,
+                mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)},
+            )  # fmt: skip
             return (logits * weights).sum()
 
-        return jax.grad(loss)(variables)
+        return jax.grad(loss)(variables["params"])
 
-    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients()):
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(variables)):
         assert np.isfinite(gradient).all(), path
         assert np.abs(gradient).max() > 0, path
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(FIRST - {"googlenet"}))  # constant at first
+def test_bfloat16_is_close_to_float32(name):
+    model = flaxcnn.create_model(name)
+    x = jax.random.uniform(jax.random.key(0), input_shape(name))
+    variables = model.lazy_init(
+        jax.random.key(1), jax.ShapeDtypeStruct(x.shape, x.dtype), train=False
+    )
+    logits, half = (
+        np.asarray(jax.jit(lambda v, m=m: m.apply(v, x, train=False))(variables))
+        for m in (model, model.clone(dtype=jnp.bfloat16))
+    )
+    assert 0 < np.linalg.norm(half - logits) < 0.03 * np.linalg.norm(logits)
 
 
 @EVERY

@@ -151,6 +151,14 @@ def test_evonorm_replaces_norm_and_activation(name, kind):
     assert logits.shape == (2, 5)
 
 
+def test_a_basic_block_has_no_groups():
+    x = jnp.zeros((1, 32, 32, 3))
+    for field in ({"groups": 32}, {"base_width": 128}, {"stride_in_1x1": True}):
+        model = flaxcnn.create_model("resnet18", **field)
+        with pytest.raises(FlaxcnnError, match='set block="bottleneck"'):
+            model.init(jax.random.key(0), x, train=False)
+
+
 def test_unknown_choices():
     x = jnp.zeros((1, 32, 32, 3))
     for field in ("block", "shortcut", "norm"):

@@ -79,6 +79,19 @@ def test_dense_evaluation_slides_the_fully_connected_layers():
     assert relative(dense[:, 0, 0], plain) < 1e-5
 
 
+@pytest.mark.long
+def test_dense_evaluation_at_the_standard_sizes():
+    """The same logits at 224 pixels, a map of them at 256."""
+    variables = variables_of("vgg11")
+    x = images(1, 224, 224, 3)
+    logits, _ = forward("vgg11", variables, x, fully_conv=True)
+    plain, _ = forward("vgg11", variables, x)
+    assert logits.shape == (1, 1, 1, 3)
+    assert relative(logits[:, 0, 0], plain) < 1e-5
+    large, _ = forward("vgg11", variables, images(1, 256, 256, 3), fully_conv=True)
+    assert large.shape == (1, 2, 2, 3)
+
+
 def test_dense_evaluation_needs_a_map_of_the_classifiers_size():
     model = flaxcnn.create_model("vgg16", fully_conv=True)
     x = jnp.zeros((1, 223, 224, 3))

@@ -7,13 +7,17 @@ import torchvision
 
 import flaxcnn
 import flaxcnn.weights
+from flaxcnn.data import preprocess
+from flaxcnn.data.preprocess import CONSTANTS
 from tests.models.documented import documented
 from tests.parity.reference import (
+    channels_first,
     compare_evaluation,
     compare_gradients,
     compare_training,
     images,
     randomize,
+    relative,
 )
 
 
@@ -54,7 +58,7 @@ EACH = pytest.mark.parametrize(
 )
 
 
-def build(name, aux_logits=False):
+def build(name, bias=0.0, aux_logits=False):
     torch.manual_seed(0)
     fields = {}
     if name in ("googlenet", "inception_v3"):
@@ -63,7 +67,7 @@ def build(name, aux_logits=False):
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):  # signals keep their size
             torch.nn.init.kaiming_normal_(module.weight)
-    return randomize(net)
+    return randomize(net, bias)
 
 
 def test_all_36():
@@ -83,33 +87,42 @@ def test_evaluation(name):
 def test_training(name):
     """Batch statistics normalise and update the running ones as torch's do."""
     size = max(64, documented(name)[2])
-    compare_training(name, build(name), images(size, size + 10, batch=4))
+    compare_training(name, build(name, bias=1.0), images(size, size + 10, batch=4))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_heads(name):
-    net = build(name, aux_logits=True)
+    net = build(name, bias=1.0, aux_logits=True)
     size = flaxcnn.model_info(name).input_size[0]
     compare_training(name, net, images(size, size, batch=4), aux_logits=True)
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "train"),
     [
-        "squeezenet1_1", "shufflenet_v2_x0_5",
+        ("squeezenet1_1", False),
         *(
-            pytest.param(name, marks=pytest.mark.long)
-            for name in (
-                "alexnet", "densenet121", "googlenet", "inception_v3", "mnasnet0_5",
-                "mobilenet_v2", "resnet50", "resnext50_32x4d", "vgg11_bn",
-            )
+            pytest.param(name, train, marks=pytest.mark.long)
+            for name, train in [
+                ("alexnet", True), ("densenet121", False), ("googlenet", False),
+                ("inception_v3", False), ("mnasnet0_5", True), ("mobilenet_v2", True),
+                ("resnet18", True), ("resnet50", False), ("resnext50_32x4d", False),
+                ("shufflenet_v2_x0_5", True), ("vgg11", False), ("vgg11_bn", True),
+                ("wide_resnet50_2", False),
+            ]
         ),
     ],
 )  # fmt: skip
-def test_gradients(name):
+def test_gradients(name, train):
     size = max(64, documented(name)[2])
-    compare_gradients(name, build(name), images(size, size, batch=2))
+    compare_gradients(name, build(name), images(size, size, batch=2), train)
+
+
+@pytest.mark.long
+def test_gradients_with_auxiliary_heads():
+    net = build("googlenet", aux_logits=True)
+    compare_gradients("googlenet", net, images(64, 64, 2), True, aux_logits=True)
 
 
 @EACH
@@ -130,8 +143,31 @@ def test_published_facts(name):
             assert metrics["acc@1"] == pytest.approx(100 * ours.top1, abs=1e-9)
             assert metrics["acc@5"] == pytest.approx(100 * ours.top5, abs=1e-9)
         transforms = entry.transforms()
+        if ours.preprocess != "inception":  # see test_transform_input
+            kind = CONSTANTS[ours.preprocess]
+            assert (tuple(transforms.mean), tuple(transforms.std)) == kind
         assert transforms.resize_size == [ours.resize]
         assert transforms.crop_size == [ours.crop]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_transform_input(name):
+    """Inside torchvision's network, preprocessing here: the same logits."""
+    net = build(name).eval()
+    net.transform_input = True
+    size = flaxcnn.model_info(name).input_size[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
+    assert flaxcnn.model_info(name).weights[0].preprocess == "inception"
+    theirs, ours = (
+        preprocess.apply(kind, preprocess.fit(kind, pixels).arrays, pixels)
+        for kind in ("imagenet", "inception")
+    )
+    with torch.no_grad():
+        expected = net(channels_first(theirs))
+    variables = flaxcnn.weights.from_torch(name, net.state_dict())
+    logits = flaxcnn.create_model(name).apply(variables, ours, train=False)
+    assert relative(logits, expected) < 1e-4
 
 
 @EACH

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 import flaxcnn
+from flaxcnn.train.model import aux_weights
 from flaxcnn.train.state import init_state
 from flaxcnn.train.steps import make_eval_step, make_train_step, repeat
 
@@ -56,7 +57,18 @@ def test_loss_and_accuracy_against_torch():
     assert float(metrics["count"]) == 8
 
 
-def test_auxiliary_heads_add_their_weighted_losses():
+def test_auxiliary_heads_count_if_the_model_has_them(debug_config):
+    for heads in (True, False):
+        config = debug_config("googlenet", model__aux_logits=heads)
+        model = flaxcnn.create_model("googlenet", aux_logits=heads)
+        expected = {"aux1": 0.3, "aux2": 0.3} if heads else {}
+        assert aux_weights(config, model) == expected
+    model = flaxcnn.create_model("allconv_mnist")
+    assert aux_weights(debug_config("allconv_mnist"), model) == {}
+
+
+@pytest.mark.parametrize("grad_accum", [1, 4])
+def test_auxiliary_heads_add_their_weighted_losses(grad_accum):
     class TwoHeads(nn.Module):
         @nn.compact
         def __call__(self, x, *, train, endpoints=False):
@@ -70,7 +82,9 @@ def test_auxiliary_heads_add_their_weighted_losses():
     state = init_state(model, tx, jnp.zeros((1, 12, 12, 1)), seed=0, ema=False)
     losses, moved = {}, {}
     for weight in (0.0, 0.3):
-        step = jit_train_step(model, tx, aux_weights={"aux": weight})
+        step = jit_train_step(
+            model, tx, aux_weights={"aux": weight}, grad_accum=grad_accum
+        )
         after, metrics = step(state, batch)
         losses[weight] = float(metrics["loss"])
         moved[weight] = jax.tree.map(

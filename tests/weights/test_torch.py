@@ -1,0 +1,69 @@
+"""Conversion of state_dicts: the rule, and what it refuses."""
+
+import numpy as np
+import pytest
+
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.weights import from_torch, to_torch
+
+
+@pytest.fixture
+def state():
+    """A state_dict of resblocks_resized, of numpy arrays."""
+    random = np.random.default_rng(0)
+    shapes = {"fc.weight": (10, 7 * 7 * 32), "fc.bias": (10,)}
+    for block, (c, inner, out) in {"block1": (1, 4, 8), "block2": (8, 16, 32)}.items():
+        for number, (i, o, k) in {
+            "1": (c, inner, 3), "2": (inner, out, 1), "_shortcut": (c, out, 1),
+        }.items():  # fmt: skip
+            shapes[f"{block}.conv{number}.weight"] = (o, i, k, k)
+            shapes[f"{block}.conv{number}.bias"] = (o,)
+            for leaf in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"{block}.bn{number}.{leaf}"] = (o,)
+    arrays = {key: random.random(s, np.float32) for key, s in shapes.items()}
+    return {**arrays, "block1.bn1.num_batches_tracked": np.int64(7)}
+
+
+def test_layouts(state):
+    variables = from_torch("resblocks_resized", state)
+    params, stats = variables["params"], variables["batch_stats"]
+    kernel = params["block1"]["conv1"]["kernel"]  # [H, W, in, out]
+    assert kernel[2, 1, 0, 3] == state["block1.conv1.weight"][3, 0, 2, 1]
+    dense = params["fc"]["map_kernel"]  # torch flattens channels first
+    assert dense[5, 6, 31, 9] == state["fc.weight"][9, 31 * 49 + 5 * 7 + 6]
+    var = stats["block2"]["bn_shortcut"]["var"]
+    np.testing.assert_array_equal(var, state["block2.bn_shortcut.running_var"])
+
+
+def test_what_comes_back_is_what_was_given(state):
+    back = to_torch("resblocks_resized", from_torch("resblocks_resized", state))
+    assert back.keys() == state.keys() - {"block1.bn1.num_batches_tracked"}
+    for key, array in back.items():
+        np.testing.assert_array_equal(array, state[key])
+
+
+def test_everything_wrong_is_listed(state):
+    del state["fc.bias"]
+    state["head.weight"] = np.zeros(3)
+    state["block1.conv1.weight"] = np.zeros((4, 3, 3, 3))
+    with pytest.raises(FlaxcnnError) as error:
+        from_torch("resblocks_resized", state)
+    for part in (
+        "missing fc.bias",
+        "unexpected head.weight",
+        "block1.conv1.weight has shape (4, 3, 3, 3), not (4, 1, 3, 3)",
+    ):
+        assert part in str(error.value)
+
+
+def test_another_number_of_classes(state):
+    state["fc.weight"], state["fc.bias"] = np.zeros((3, 7 * 7 * 32)), np.zeros(3)
+    with pytest.raises(FlaxcnnError, match=r"fc.weight has shape \(3, 1568\), not"):
+        from_torch("resblocks_resized", state)
+    assert from_torch("resblocks_resized", state, num_classes=3)
+
+
+def test_a_copy_is_made(state):
+    variables = from_torch("resblocks_resized", state)
+    state["fc.bias"] += 1
+    assert not np.array_equal(variables["params"]["fc"]["bias"], state["fc.bias"])
