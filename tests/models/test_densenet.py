@@ -56,6 +56,7 @@ def test_a_block_keeps_its_input_and_every_layer_as_they_are():
     assert np.abs(three[..., 16:]).max() > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("train", "rate"), [(True, 0.25), (False, 0)])
 def test_dropout_is_in_every_layer(train, rate):
     """Each adds channels with zeros at dropout's rate, in training only."""

@@ -27,6 +27,7 @@ def outline(name, size=299, **fields):
     return params, {name: end.shape[1:] for name, end in ends.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "fields", "count", "blocks", "channels"),
     [
@@ -69,6 +70,7 @@ def test_residual_is_scaled_and_added():
     )
 
 
+@pytest.mark.long
 def test_scales_are_those_of_the_stages():
     residuals = {}
 

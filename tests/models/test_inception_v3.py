@@ -156,6 +156,7 @@ def test_1x7_and_7x1_do_what_a_7x7_does():
     np.testing.assert_allclose(factorized, expected, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bn_aux", [True, False])
 def test_auxiliary_head(bn_aux):
     """It has parameters from the start, logits in training only."""
@@ -176,6 +177,7 @@ def test_auxiliary_head(bn_aux):
     assert same == variables
 
 
+@pytest.mark.long
 def test_bn_aux_makes_the_scale_of_its_layer_irrelevant():
     x = np.random.default_rng(0).normal(size=(8, 17, 17, 16)).astype(np.float32)
     changes = {}

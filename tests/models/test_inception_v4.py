@@ -16,6 +16,7 @@ def init(name="inception_v4", size=299, **fields):
     return model, x, jax.eval_shape(lambda: model.init(key, x, train=False))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "count"),
     [("inception_v4", 46_039_280), ("inception_resnet_v2", 59_211_120)],

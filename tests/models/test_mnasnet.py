@@ -8,6 +8,7 @@ import flaxcnn
 from flaxcnn.models.mnasnet import InvertedResidual
 
 
+@pytest.mark.long
 def test_statistics_move_by_3_in_10000():
     x = jax.random.normal(jax.random.key(0), (2, 5, 6, 4))
     block = InvertedResidual(4, kernel=3, stride=1, expansion=2)

@@ -15,8 +15,8 @@ TOLERANCE = 1e-4  # norm of the difference over norm
 def randomize(net, bias=0.0, seed=0):
     """Random batch statistics and affine parameters; weights as torch drew them.
 
-    The biases of BatchNorm are about `bias`. At 1 fewer ReLUs are near their edge, where
-    a batch's statistics amplify rounding from layer to layer.
+    The biases of BatchNorm are about `bias`. At 1 fewer ReLUs are near an edge, where a
+    batch's statistics amplify rounding from layer to layer.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -56,6 +56,7 @@ def network(name, shift=0.0):
     return net
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODULES)
 def test_names_and_multiply_adds(name):
     net = timm.create_model(name)
@@ -98,6 +99,7 @@ def test_gradients():
     compare_gradients(name, network(name), images(107, 107, batch=2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "width"), [("inception_v4", 1024), ("inception_resnet_v2", 1088)]
 )
