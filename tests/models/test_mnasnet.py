@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import flaxcnn
 from flaxcnn.models.mnasnet import InvertedResidual
