@@ -8,11 +8,13 @@ from statistics import median
 
 import pytest
 
+import flaxcnn
 from flaxcnn import FlaxcnnError
 
 pytest.importorskip("torch")
 
 from benchmarks.equality import TOLERANCE, evidence, require_equal
+from benchmarks.first_result import first_result, read
 from benchmarks.suites import SUITES
 from benchmarks.worker import fresh_weights
 
@@ -103,3 +105,17 @@ def test_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(report, "PACKAGES", ("no-such-package",))
     with pytest.raises(FlaxcnnError, match="the benchmarks need no-such-package; pip"):
         report.environment()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name", ["densenet201", "inception_resnet_v2", "resnet1202_cifar", "resnet152"]
+)
+def test_the_first_result_comes_soon(name):
+    """The slowest of results/first_result.csv, with much room: they take 4 s there."""
+    assert first_result(name)[0] < 60
+
+
+def test_every_name_has_its_time():
+    rows = {row["name"] for row in read()}
+    assert rows == set(flaxcnn.list_models()) - {"tiny_bn"}
