@@ -7,6 +7,7 @@ are torch's own. The Linear after a flatten is a `MapDense` here: its matrix is 
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ LEAVES = {  # flax: torch
     "var": "running_var",
 }
 UNUSED = "num_batches_tracked"  # torch's counter for cumulative averages
+HEADS = ("aux1.", "aux2.", "AuxLogits.")
+OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
 def from_torch(name: str, state_dict: Mapping[str, Any], **fields: Any) -> Variables:
@@ -35,7 +38,9 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **fields: Any) -> Varia
 
     Args:
       name: registered name.
-      state_dict: torch tensors or numpy arrays by torch's keys.
+      state_dict: torch tensors or numpy arrays by torch's keys; or a checkpoint with
+        one inside, under "state_dict". Prefixes `module.` go, torchvision's old keys of
+        DenseNet are translated, auxiliary heads are left out unless the model has them.
       **fields: the model's fields where they differ from its row's (`num_classes=10`).
 
     Returns:
@@ -44,7 +49,12 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **fields: Any) -> Varia
     Raises:
       FlaxcnnError: keys are missing, unexpected or of another shape: all of them.
     """
-    rest = {key: a for key, a in state_dict.items() if not key.endswith(UNUSED)}
+    heads = () if fields.get("aux_logits") else HEADS
+    rest = {
+        key: array
+        for key, array in _todays_keys(state_dict).items()
+        if not key.endswith(UNUSED) and not key.startswith(heads)
+    }
     variables, wrong = {}, []
     for path, leaf in _template(name, fields).items():
         key = _key(path)
@@ -72,6 +82,15 @@ def to_torch(name: str, variables: Variables) -> dict[str, np.ndarray]:
     """
     flat = flax.traverse_util.flatten_dict(variables)
     return {_key(path): _to_torch(np.asarray(a), path[-1]) for path, a in flat.items()}
+
+
+def _todays_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays by the keys that torchvision gives them now."""
+    arrays = state_dict.get("state_dict", state_dict)
+    return {
+        OLD_DENSENET.sub(r"\1\2.", key.removeprefix("module.")): array
+        for key, array in arrays.items()
+    }
 
 
 def _template(name: str, fields: dict[str, Any]) -> dict[tuple[str, ...], Any]:

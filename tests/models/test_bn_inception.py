@@ -84,6 +84,7 @@ def test_against_torch():
     net = torch_bn_inception()
     from tests.parity.reference import (
         compare_evaluation,
+        compare_gradients,
         compare_training,
         images,
         randomize,
@@ -92,6 +93,7 @@ def test_against_torch():
     randomize(net)
     compare_evaluation("bn_inception", net, images(97, 66), num_classes=7)
     compare_training("bn_inception", net, images(64, 64, 4), num_classes=7)
+    compare_gradients("bn_inception", net, images(64, 64, 2), num_classes=7)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 130)])

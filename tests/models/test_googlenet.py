@@ -123,6 +123,7 @@ def test_the_papers_network_is_the_papers():
     net = torch_googlenet()
     from tests.parity.reference import (
         compare_evaluation,
+        compare_gradients,
         compare_training,
         images,
         randomize,
@@ -133,6 +134,7 @@ def test_the_papers_network_is_the_papers():
     x = 128 * images(224, 224)
     compare_training("googlenet_paper", net, x, **fields)
     compare_evaluation("googlenet_paper", net, x[:, :69, :98], **fields)
+    compare_gradients("googlenet_paper", net, x, train=True, **fields)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Networks and layers that torchvision lacks, against timm, with random weights."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,21 +37,17 @@ MODULES = {
 }
 
 
-def network(name, shift=0.0):
+def network(name, bias=0.0):
     """timm's network with random weights.
 
     Those that torch draws lose the image on its way: He's standard deviation does not.
-    Biases of BatchNorm that are higher by `shift` keep most ReLUs open.
     """
     torch.manual_seed(0)
-    net = randomize(timm.create_model(name))
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                module.weight *= math.sqrt(6)
-            elif isinstance(module, torch.nn.BatchNorm2d):
-                module.bias += shift
-    return net
+    net = timm.create_model(name)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    return randomize(net, bias)
 
 
 @pytest.mark.long
@@ -90,12 +84,12 @@ def test_evaluation(name, size):
 def test_training(name):
     # With half of the ReLUs shut, Inception-v4's depth and statistics of a few values
     # make 1e-3 of float32's rounding (and 1e-8 of float64's).
-    compare_training(name, network(name, shift=1.0), images(139, 139, batch=2))
+    compare_training(name, network(name, bias=1.0), images(139, 139, batch=2))
 
 
 @pytest.mark.long
-def test_gradients():
-    name = "inception_resnet_v2"
+@pytest.mark.parametrize("name", MODULES)
+def test_gradients(name):
     compare_gradients(name, network(name), images(107, 107, batch=2))
 
 

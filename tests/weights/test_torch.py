@@ -1,8 +1,13 @@
 """Conversion of state_dicts: the rule, and what it refuses."""
 
+import re
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flaxcnn
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.weights import from_torch, to_torch
 
@@ -67,3 +72,44 @@ def test_a_copy_is_made(state):
     variables = from_torch("resblocks_resized", state)
     state["fc.bias"] += 1
     assert not np.array_equal(variables["params"]["fc"]["bias"], state["fc.bias"])
+
+
+def test_wrappings_of_checkpoints(state):
+    plain = from_torch("resblocks_resized", state)
+    wrapped = {f"module.{key}": array for key, array in state.items()}
+    checkpoint = {"epoch": 3, "state_dict": wrapped}
+    for given in (wrapped, checkpoint):
+        again = from_torch("resblocks_resized", given)
+        jax.tree.map(np.testing.assert_array_equal, plain, again)
+
+
+def test_old_keys_of_densenet():
+    """As the published files have them: denselayer1.norm.1, not denselayer1.norm1."""
+    variables = random_variables("densenet121")
+    new = to_torch("densenet121", variables)
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): array
+        for key, array in new.items()
+    }
+    assert old.keys() != new.keys()
+    again = from_torch("densenet121", old)
+    jax.tree.map(np.testing.assert_array_equal, variables, again)
+
+
+def test_auxiliary_heads_are_left_out_unless_asked_for():
+    """torchvision's GoogLeNet file has them."""
+    everything = random_variables("googlenet", aux_logits=True)
+    state = to_torch("googlenet", everything)
+    assert any(key.startswith("aux1.") for key in state)
+    again = from_torch("googlenet", state, aux_logits=True)
+    jax.tree.map(np.testing.assert_array_equal, everything, again)
+    without = from_torch("googlenet", state)
+    assert everything["params"].keys() - without["params"].keys() == {"aux1", "aux2"}
+
+
+def random_variables(name, **fields):
+    model = flaxcnn.create_model(name, **fields)
+    x = jnp.zeros((1, *flaxcnn.model_info(name).input_size))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: random.random(leaf.shape, np.float32), shapes)
