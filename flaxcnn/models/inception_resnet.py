@@ -25,13 +25,12 @@ from flax.typing import Dtype
 
 from flaxcnn.errors import unknown
 from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
+from flaxcnn.models.inception_v3 import InceptionAux, check_input
 from flaxcnn.models.inception_v4 import (
-    AuxHead,
     Branches,
     ConvBN,
     Convolution,
     Inception,
-    check_input,
     classify,
     concat_branches,
     stem,
@@ -207,7 +206,7 @@ class InceptionResNet(nn.Module):
             x = Dropout(self.dropout)(x, train=train)
         x = classify(x, self.num_classes, "classif")
         if aux:
-            head = AuxHead(self.num_classes, self.dtype, name="AuxLogits")
+            head = InceptionAux(self.num_classes, dtype=self.dtype, name="AuxLogits")
             logits = head(ends["repeat_1"], train=train)
             if train:
                 ends["aux"] = logits

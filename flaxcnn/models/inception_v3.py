@@ -190,6 +190,21 @@ class InceptionAux(nn.Module):
         return fc(x)
 
 
+def check_input(name: str, x: jax.Array, num_classes: int, aux: bool) -> None:
+    """`check_images`; a network that runs its auxiliary head needs more.
+
+    That head's unpadded 5x5 convolution covers the whole map of 299x299 pixels.
+    """
+    check_images(name, x, min_size=75)
+    if aux and num_classes == 0:
+        raise FlaxcnnError(
+            f"{name}: num_classes=0 leaves the auxiliary head no classes; "
+            "use aux_logits=False"
+        )
+    if aux:
+        check_images(f"{name} with aux_logits", x, min_size=299)
+
+
 @register("inception_v3", info=Info(params=23_834_568, macs=5_713_216_096,
     paper="1512.00567", input_size=(299, 299, 3), preprocess="inception",
     aux_weights={"aux": 0.4}))  # fmt: skip
@@ -234,14 +249,7 @@ class InceptionV3(nn.Module):
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits [N, num_classes] of images [N, H, W, C], H and W at least 75."""
         aux = self.aux_logits and (train or self.is_initializing())
-        if aux:
-            check_images("Inception v3 with aux_logits", x, min_size=299)
-        check_images("Inception v3", x, min_size=75)
-        if self.aux_logits and not self.num_classes:
-            raise FlaxcnnError(
-                "Inception v3: num_classes=0 leaves the auxiliary head no classes; "
-                "use aux_logits=False"
-            )
+        check_input("Inception v3", x, self.num_classes, aux)
         conv = functools.partial(BasicConv2d, same=False, dtype=self.dtype)
         ends: dict[str, jax.Array] = {}
 

@@ -9,8 +9,8 @@ sequence of small convolutions; the grid shrinks in reduction blocks only.
 Names and arithmetic are timm's (BatchNorm with epsilon 1e-3; average poolings do not
 count their padding). The authors' own TF-slim code differs in a BatchNorm without scale
 and with momentum 3e-4. Weights are drawn as there: by He et al. in convolutions, by
-Glorot and Bengio in linear layers. So is the auxiliary head: a second classifier after
-the last Inception-B, whose loss counts 0.4.
+Glorot and Bengio in linear layers. As there, an auxiliary head, that of Inception v3,
+hangs on the last Inception-B, and its loss counts 0.4.
 """
 
 import jax
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.errors import FlaxcnnError
 from flaxcnn.layers import (
     BatchNorm,
     Conv,
@@ -27,7 +26,7 @@ from flaxcnn.layers import (
     global_avg_pool,
     max_pool,
 )
-from flaxcnn.layers.input import check_images
+from flaxcnn.models.inception_v3 import InceptionAux, check_input
 from flaxcnn.registry import Info, register
 
 # A convolution is (features, kernel height, kernel width[, stride]). With a stride it
@@ -157,20 +156,6 @@ def stem(x: jax.Array, train: bool, dtype: Dtype, name: str) -> jax.Array:
     return jnp.concatenate([y, max_pool(x, 3, 2)], -1)
 
 
-class AuxHead(nn.Module):
-    """The auxiliary classifier: [N, 17, 17, C] (or larger) to [N, num_classes]."""
-
-    num_classes: int
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = avg_pool(x, 5, 3)  # [N, 5, 5, C]
-        x = ConvBN((128, 1, 1), self.dtype, name="conv0")(x, train=train)
-        x = ConvBN((768, 5, 5, 1), self.dtype, name="conv1")(x, train=train)
-        return classify(global_avg_pool(x), self.num_classes, "fc")
-
-
 def classify(x: jax.Array, num_classes: int, name: str) -> jax.Array:
     """Logits of features [N, C], or without classes the features, in float32."""
     x = x.astype(jnp.float32)
@@ -178,16 +163,6 @@ def classify(x: jax.Array, num_classes: int, name: str) -> jax.Array:
         init = nn.initializers.glorot_uniform()
         x = nn.Dense(num_classes, kernel_init=init, name=name)(x)
     return x
-
-
-def check_input(name: str, x: jax.Array, num_classes: int, aux: bool) -> None:
-    """`check_images`; a network that runs its auxiliary head needs more."""
-    if aux and num_classes == 0:
-        raise FlaxcnnError(
-            f"{name}: num_classes=0 leaves the auxiliary head no classes; "
-            "use aux_logits=False"
-        )
-    check_images(name, x, min_size=299 if aux else 75)
 
 
 @register("inception_v4", info=Info(
@@ -241,7 +216,7 @@ class InceptionV4(nn.Module):
             x = Dropout(self.dropout)(x, train=train)
         x = classify(x, self.num_classes, "last_linear")
         if aux:
-            head = AuxHead(self.num_classes, self.dtype, name="AuxLogits")
+            head = InceptionAux(self.num_classes, dtype=self.dtype, name="AuxLogits")
             logits = head(ends["inception_b"], train=train)
             if train:
                 ends["aux"] = logits

@@ -11,7 +11,7 @@ from torchvision.models.inception import InceptionAux
 
 import flaxcnn
 from flaxcnn.layers import EvoNorm
-from flaxcnn.models.inception_v4 import AuxHead
+from flaxcnn.models import inception_v3
 from flaxcnn.weights import from_torch, to_torch
 from tests.parity.reference import (
     channels_first,
@@ -105,7 +105,7 @@ def test_auxiliary_head(name, width):
     variables = from_torch(name, state, aux_logits=True)
     variables = {kind: tree["AuxLogits"] for kind, tree in variables.items()}
     x = np.random.default_rng(0).uniform(0, 1, (2, 17, 23, width)).astype("f4")
-    ours = AuxHead(1000, jnp.float32).apply(variables, x, train=False)
+    ours = inception_v3.InceptionAux(1000).apply(variables, x, train=False)
     assert relative(ours, head(channels_first(x))) < 1e-5
 
 
