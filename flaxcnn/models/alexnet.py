@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.layers import Conv, Dropout, MapDense, adaptive_avg_pool, max_pool
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -70,8 +71,5 @@ class AlexNet(nn.Module):
         x = nn.Dense(4096, kernel_init=init, bias_init=init, dtype=self.dtype,
                      name="classifier.4")(x)  # fmt: skip
         x = ends["pre_logits"] = nn.relu(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            x = nn.Dense(self.num_classes, kernel_init=init, bias_init=init,
-                         name="classifier.6")(x)  # fmt: skip
+        x = classify(x, self.num_classes, "classifier.6", train=train)
         return (x, ends) if endpoints else x

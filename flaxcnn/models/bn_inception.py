@@ -25,11 +25,11 @@ from flax.typing import Dtype
 from flaxcnn.layers import (
     BatchNorm,
     Conv,
-    Dropout,
     avg_pool,
     global_avg_pool,
     max_pool,
 )
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
 
@@ -154,9 +154,7 @@ class BNInception(nn.Module):
             x = ends[name] = Mixed(widths, self.dtype, name=name)(x, train=train)
         # [N, 28, 28, 320] at 3c, [N, 14, 14, 576] at 4a to 4e, [N, 7, 7, 1024]
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-            init = nn.initializers.he_normal()
-            x = nn.Dense(self.num_classes, kernel_init=init, name="fc")(x)
+        init = nn.initializers.he_normal()
+        x = classify(x, self.num_classes, "fc", train=train,
+                     dropout=self.dropout, kernel_init=init)  # fmt: skip
         return (x, ends) if endpoints else x

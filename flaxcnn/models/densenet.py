@@ -26,6 +26,7 @@ from flaxcnn.layers import (
     global_avg_pool,
     max_pool,
 )
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_in, torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -118,8 +119,6 @@ class DenseNet(nn.Module):
             ends[f"denseblock{i}"] = x  # [N, 56, 56, 256], ..., [N, 7, 7, 1024]
         x = norm_relu(x, train, "features.norm5")
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            init = torch_uniform(x.shape[-1])
-            x = nn.Dense(self.num_classes, kernel_init=init, name="classifier")(x)
+        init = torch_uniform(x.shape[-1])
+        x = classify(x, self.num_classes, "classifier", train=train, kernel_init=init)
         return (x, ends) if endpoints else x

@@ -32,7 +32,6 @@ from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.layers import (
     BatchNorm,
     Conv,
-    Dropout,
     MapDense,
     adaptive_avg_pool,
     avg_pool,
@@ -40,6 +39,7 @@ from flaxcnn.layers import (
     local_response_norm,
     max_pool,
 )
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -164,11 +164,9 @@ class InceptionAux(nn.Module):
         )  # [N, 4, 4, 128]
         x = MapDense(1024, (4, 4), dtype=self.dtype, name="fc1",
                      **inits(self.batch_norm, 16 * 128, 0.2))(x)  # fmt: skip
-        x = Dropout(self.dropout)(nn.relu(x), train=train)
-        x = x[:, 0, 0].astype(jnp.float32)
-        return nn.Dense(
-            self.num_classes, **inits(self.batch_norm, 1024, 0.0), name="fc2"
-        )(x)
+        x = nn.relu(x)[:, 0, 0]
+        return classify(x, self.num_classes, "fc2", train=train, dropout=self.dropout,
+                        **inits(self.batch_norm, 1024, 0.0))  # fmt: skip
 
 
 @register("googlenet", info=Info(
@@ -258,9 +256,6 @@ class GoogLeNet(nn.Module):
                 elif self.is_initializing():  # their parameters, whatever the mode
                     auxiliary(name=name)(x, train=False)
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-            init = inits(self.batch_norm, x.shape[-1], 0.0)
-            x = nn.Dense(self.num_classes, **init, name="fc")(x)
+        x = classify(x, self.num_classes, "fc", train=train, dropout=self.dropout,
+                     **inits(norm, x.shape[-1], 0.0))  # fmt: skip
         return (x, ends) if endpoints else x

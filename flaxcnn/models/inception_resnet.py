@@ -24,14 +24,14 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.errors import unknown
-from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, global_avg_pool, max_pool
+from flaxcnn.layers.head import classify
 from flaxcnn.models.inception_v3 import InceptionAux, check_input
 from flaxcnn.models.inception_v4 import (
     Branches,
     ConvBN,
     Convolution,
     Inception,
-    classify,
     concat_branches,
     stem,
 )
@@ -202,9 +202,9 @@ class InceptionResNet(nn.Module):
             conv = ConvBN((1536, 1, 1), self.dtype, name="conv2d_7b")
             x = ends["conv2d_7b"] = conv(x, train=train)
         x = ends["pre_logits"] = global_avg_pool(x)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-        x = classify(x, self.num_classes, "classif")
+        init = nn.initializers.glorot_uniform()
+        x = classify(x, self.num_classes, "classif", train=train,
+                     dropout=self.dropout, kernel_init=init)  # fmt: skip
         if aux:
             head = InceptionAux(self.num_classes, dtype=self.dtype, name="AuxLogits")
             logits = head(ends["repeat_1"], train=train)

@@ -28,11 +28,11 @@ from flaxcnn.errors import FlaxcnnError
 from flaxcnn.layers import (
     BatchNorm,
     Conv,
-    Dropout,
     avg_pool,
     global_avg_pool,
     max_pool,
 )
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -184,10 +184,10 @@ class InceptionAux(nn.Module):
         x = avg_pool(x, 5, 3)  # [N, 5, 5, 768]
         x = conv(128, 1, name="conv0")(x, train=train)
         x = conv(768, 5, norm=self.bn_aux, stddev=0.01, name="conv1")(x, train=train)
-        x = global_avg_pool(x).astype(jnp.float32)
-        fc = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.001),
-                      bias_init=torch_uniform(x.shape[-1]), name="fc")  # fmt: skip
-        return fc(x)
+        x = global_avg_pool(x)
+        return classify(x, self.num_classes, "fc", train=train,
+                        kernel_init=nn.initializers.normal(0.001),
+                        bias_init=torch_uniform(x.shape[-1]))  # fmt: skip
 
 
 def check_input(name: str, x: jax.Array, num_classes: int, aux: bool) -> None:
@@ -276,12 +276,9 @@ class InceptionV3(nn.Module):
             if train:
                 ends["aux"] = logits
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-            fc = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.1),
-                          bias_init=torch_uniform(x.shape[-1]), name="fc")  # fmt: skip
-            x = fc(x)
+        x = classify(x, self.num_classes, "fc", train=train, dropout=self.dropout,
+                     kernel_init=nn.initializers.normal(0.1),
+                     bias_init=torch_uniform(x.shape[-1]))  # fmt: skip
         return (x, ends) if endpoints else x
 
     def modules(self) -> dict[str, Branches]:

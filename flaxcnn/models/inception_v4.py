@@ -21,11 +21,11 @@ from flax.typing import Dtype
 from flaxcnn.layers import (
     BatchNorm,
     Conv,
-    Dropout,
     avg_pool,
     global_avg_pool,
     max_pool,
 )
+from flaxcnn.layers.head import classify
 from flaxcnn.models.inception_v3 import InceptionAux, check_input
 from flaxcnn.registry import Info, register
 
@@ -156,15 +156,6 @@ def stem(x: jax.Array, train: bool, dtype: Dtype, name: str) -> jax.Array:
     return jnp.concatenate([y, max_pool(x, 3, 2)], -1)
 
 
-def classify(x: jax.Array, num_classes: int, name: str) -> jax.Array:
-    """Logits of features [N, C], or without classes the features, in float32."""
-    x = x.astype(jnp.float32)
-    if num_classes:
-        init = nn.initializers.glorot_uniform()
-        x = nn.Dense(num_classes, kernel_init=init, name=name)(x)
-    return x
-
-
 @register("inception_v4", info=Info(
     params=42_679_816, macs=12_253_974_624, input_size=(299, 299, 3),
     preprocess="inception", aux_weights={"aux": 0.4}, paper="1602.07261"))  # fmt: skip
@@ -212,9 +203,9 @@ class InceptionV4(nn.Module):
             x = InceptionC(self.dtype, name=f"features.{i}")(x, train=train)
         ends["inception_c"] = x
         x = ends["pre_logits"] = global_avg_pool(x)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-        x = classify(x, self.num_classes, "last_linear")
+        init = nn.initializers.glorot_uniform()
+        x = classify(x, self.num_classes, "last_linear", train=train,
+                     dropout=self.dropout, kernel_init=init)  # fmt: skip
         if aux:
             head = InceptionAux(self.num_classes, dtype=self.dtype, name="AuxLogits")
             logits = head(ends["inception_b"], train=train)

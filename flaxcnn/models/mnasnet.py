@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, global_avg_pool
+from flaxcnn.layers import BatchNorm, Conv, global_avg_pool
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
 from flaxcnn.models.mobilenet_v2 import scaled
@@ -123,9 +124,7 @@ class MNASNet(nn.Module):
             ends[f"block{block}"] = x  # [N, 56, 56, 24], ..., [N, 7, 7, 320]
         x = ends["conv_head"] = nn.relu(conv_bn(x, 1280, 1, train, 14))
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-            init = nn.initializers.variance_scaling(1.0, "fan_out", "uniform")
-            x = nn.Dense(self.num_classes, kernel_init=init, name="classifier.1")(x)
+        init = nn.initializers.variance_scaling(1.0, "fan_out", "uniform")
+        x = classify(x, self.num_classes, "classifier.1", train=train,
+                     dropout=self.dropout, kernel_init=init)  # fmt: skip
         return (x, ends) if endpoints else x

@@ -17,7 +17,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.layers import BatchNorm, Conv, Dropout, global_avg_pool
+from flaxcnn.layers import BatchNorm, Conv, global_avg_pool
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -130,9 +131,7 @@ class MobileNetV2(nn.Module):
         x = nn.relu6(conv_bn(x, last, 1, train, "features.18"))
         ends["conv_head"] = x  # [N, 7, 7, 1280]
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01),
-                         name="classifier.1")(x)  # fmt: skip
+        init = nn.initializers.normal(0.01)
+        x = classify(x, self.num_classes, "classifier.1", train=train,
+                     dropout=self.dropout, kernel_init=init)  # fmt: skip
         return (x, ends) if endpoints else x

@@ -26,8 +26,9 @@ from flax.typing import Dtype
 
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.graphs import Graph, draw
-from flaxcnn.layers import BatchNorm, Conv, Dropout, global_avg_pool
-from flaxcnn.layers.init import he_normal_fan_in, torch_uniform
+from flaxcnn.layers import BatchNorm, Conv, global_avg_pool
+from flaxcnn.layers.head import classify
+from flaxcnn.layers.init import he_normal_fan_in
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
 
@@ -189,13 +190,7 @@ class RandWire(nn.Module):
             dropped -= removable_edges(graph)
         x = nn.relu(conv(nn.relu(x), 1280, 1, "6"))  # [N, 7, 7, 1280]
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-            init = torch_uniform(x.shape[-1])
-            x = nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="fc")(
-                x
-            )
+        x = classify(x, self.num_classes, "fc", train=train, dropout=self.dropout)
         return (x, ends) if endpoints else x
 
     def _dropped(self, graphs: dict[str, Graph]) -> jax.Array | int:

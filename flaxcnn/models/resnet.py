@@ -26,7 +26,8 @@ from flax.typing import Dtype
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.layers import BatchNorm, Conv, EvoNorm, global_avg_pool, max_pool
 from flaxcnn.layers.evonorm import EVONORMS
-from flaxcnn.layers.init import he_normal_fan_out, torch_uniform
+from flaxcnn.layers.head import classify
+from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
 from flaxcnn.layers.scan import chain_blocks
 from flaxcnn.registry import Info, register
@@ -218,10 +219,5 @@ class ResNet(nn.Module):
                              train=train, scan=self.scan_blocks)  # fmt: skip
             ends[f"layer{stage + 1}"] = x  # [N, 56, 56, 256], ..., [N, 7, 7, 2048]
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            init = torch_uniform(x.shape[-1])
-            x = nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="fc")(
-                x
-            )
+        x = classify(x, self.num_classes, "fc", train=train)
         return (x, ends) if endpoints else x

@@ -17,7 +17,8 @@ from flax.typing import Dtype
 
 from flaxcnn.errors import unknown
 from flaxcnn.layers import Conv, global_avg_pool
-from flaxcnn.layers.init import he_normal_fan_out, torch_uniform
+from flaxcnn.layers.head import classify
+from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
 from flaxcnn.layers.scan import chain_blocks
 from flaxcnn.models.resnet import (
@@ -90,10 +91,5 @@ class ResNetCIFAR(nn.Module):
                              train=train, scan=self.scan_blocks)  # fmt: skip
             ends[f"layer{stage + 1}"] = x  # [N, 32, 32, 16], ..., [N, 8, 8, 64]
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            init = torch_uniform(x.shape[-1])
-            dense = nn.Dense(self.num_classes, kernel_init=init, bias_init=init,
-                             name="linear")  # fmt: skip
-            x = dense(x)
+        x = classify(x, self.num_classes, "linear", train=train)
         return (x, ends) if endpoints else x

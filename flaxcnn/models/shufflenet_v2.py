@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.layers import BatchNorm, Conv, global_avg_pool, max_pool
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -115,10 +116,5 @@ class ShuffleNetV2(nn.Module):
             ends[f"stage{stage}"] = x  # [N, 28, 28, 116], ..., [N, 7, 7, 464]
         x = ends["conv5"] = conv_bn(x, last, 1, 1, train, "conv5")  # [N, 7, 7, 1024]
         x = ends["pre_logits"] = global_avg_pool(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            init = torch_uniform(x.shape[-1])
-            x = nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="fc")(
-                x
-            )
+        x = classify(x, self.num_classes, "fc", train=train)
         return (x, ends) if endpoints else x

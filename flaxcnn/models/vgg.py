@@ -30,6 +30,7 @@ from flaxcnn.layers import (
     local_response_norm,
     max_pool,
 )
+from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -143,8 +144,6 @@ class VGG(nn.Module):
         x = Dropout(self.dropout)(nn.relu(x), train=train)  # [N, 4096]
         x = nn.Dense(4096, kernel_init=init, dtype=self.dtype, name="classifier.3")(x)
         x = ends["pre_logits"] = nn.relu(x)
-        x = x.astype(jnp.float32)
-        if self.num_classes:
-            x = Dropout(self.dropout)(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=init, name="classifier.6")(x)
+        x = classify(x, self.num_classes, "classifier.6", train=train,
+                     dropout=self.dropout, kernel_init=init)  # fmt: skip
         return (x, ends) if endpoints else x
