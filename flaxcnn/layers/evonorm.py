@@ -12,7 +12,7 @@ from flax.typing import Dtype
 from jax import Array
 
 from flaxcnn.errors import unknown
-from flaxcnn.layers.norm import running_average
+from flaxcnn.layers.norm import running_average, unbiased
 
 EVONORMS = tuple(f"evonorm_{kind}" for kind in ("b0", "b1", "b2", "s0", "s1", "s2"))
 
@@ -103,7 +103,7 @@ class EvoNorm(nn.Module):
             return running.value
         var = x.var((0, 1, 2))
         if not self.is_initializing():
-            n = x.size // x.shape[-1]
-            unbiased = var * (n / max(n - 1, 1))
-            running.value = running_average(running.value, unbiased, self.momentum)
+            running.value = running_average(
+                running.value, unbiased(var, x), self.momentum
+            )
         return var

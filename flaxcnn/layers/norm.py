@@ -50,11 +50,9 @@ class BatchNorm(nn.Module):
         if train:
             mean, var = _moments(x)
             if not self.is_initializing():
-                n = x.size // x.shape[-1]
-                unbiased = var * (n / max(n - 1, 1))
                 update = partial(running_average, momentum=self.momentum)
                 running_mean.value = update(running_mean.value, mean)
-                running_var.value = update(running_var.value, unbiased)
+                running_var.value = update(running_var.value, unbiased(var, x))
         else:
             mean, var = running_mean.value, running_var.value
         factor = lax.rsqrt(var + self.epsilon)
@@ -65,6 +63,12 @@ class BatchNorm(nn.Module):
 def running_average(running: Array, batch: Array, momentum: float) -> Array:
     """(1 - momentum) * running + momentum * batch, in running's dtype."""
     return (1 - momentum) * running + momentum * batch.astype(running.dtype)
+
+
+def unbiased(var: Array, x: Array) -> Array:
+    """n / (n - 1) times the biased variance per channel of x, of n values each."""
+    n = x.size // x.shape[-1]
+    return var * (n / max(n - 1, 1))
 
 
 def _moments(x: Array) -> tuple[Array, Array]:

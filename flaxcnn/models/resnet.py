@@ -16,6 +16,7 @@ are drawn as torchvision draws them.
 """
 
 import functools
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -40,6 +41,8 @@ def norm_act(
     x: jax.Array, norm: str, train: bool, name: str, act: bool = True
 ) -> jax.Array:
     """Normalisation and, if `act`, activation."""
+    if norm not in NORMS:
+        raise unknown("ResNet norm", norm, NORMS)
     if norm == "batchnorm":
         x = BatchNorm(dtype=x.dtype, name=name)(x, train=train)
         return nn.relu(x) if act else x
@@ -80,6 +83,8 @@ class Block(nn.Module):
 
     def add_shortcut(self, y: jax.Array, x: jax.Array, train: bool) -> jax.Array:
         """relu(y + shortcut(x))."""
+        if self.shortcut not in SHORTCUTS:
+            raise unknown("ResNet shortcut", self.shortcut, SHORTCUTS)
         if self.shortcut == "none":
             return nn.relu(y)
         if self.shortcut == "C" or (self.shortcut == "B" and x.shape != y.shape):
@@ -122,6 +127,20 @@ class Bottleneck(Block):
         y = self.conv(4 * self.width, 1, 1, "conv3")(y)
         y = norm_act(y, self.norm, train, "bn3", act=False)
         return self.add_shortcut(y, x, train)
+
+
+def stage(
+    parent: nn.Module, number: int, block: Callable[..., Block], width: int,
+    blocks: int, x: jax.Array, train: bool, scan: bool,
+) -> jax.Array:  # fmt: skip
+    """x through the blocks layer<number>.0, .1, ...; the first halves it after stage 1.
+
+    For `parent`'s compact method; with `scan` the blocks of one shape run in a loop.
+    """
+    first, *others = [f"layer{number}.{i}" for i in range(blocks)]
+    block = functools.partial(block, width)
+    x = block(1 if number == 1 else 2, name=first)(x, train=train)
+    return chain_blocks(parent, block, others, x, train=train, scan=scan)
 
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
@@ -196,10 +215,6 @@ class ResNet(nn.Module):
                 "ResNet: groups, base_width and stride_in_1x1 are of the bottleneck; "
                 'set block="bottleneck"'
             )
-        if self.shortcut not in SHORTCUTS:
-            raise unknown("ResNet shortcut", self.shortcut, SHORTCUTS)
-        if self.norm not in NORMS:
-            raise unknown("ResNet norm", self.norm, NORMS)
         block = functools.partial(
             BLOCKS[self.block], shortcut=self.shortcut, norm=self.norm,
             groups=self.groups, base_width=self.base_width,
@@ -211,13 +226,10 @@ class ResNet(nn.Module):
                  dtype=self.dtype, name="conv1")(x)  # fmt: skip
         x = norm_act(x, self.norm, train, "bn1")  # [N, 112, 112, 64]
         x = ends["stem"] = max_pool(x, 3, 2, padding=1)  # [N, 56, 56, 64]
-        for stage, blocks in enumerate(self.stages):
-            width, stride = 64 * 2**stage, 1 if stage == 0 else 2
-            first, *others = [f"layer{stage + 1}.{i}" for i in range(blocks)]
-            x = block(width, stride, name=first)(x, train=train)
-            x = chain_blocks(self, functools.partial(block, width), others, x,
-                             train=train, scan=self.scan_blocks)  # fmt: skip
-            ends[f"layer{stage + 1}"] = x  # [N, 56, 56, 256], ..., [N, 7, 7, 2048]
+        for i, blocks in enumerate(self.stages, start=1):
+            width = 32 * 2**i
+            x = stage(self, i, block, width, blocks, x, train, self.scan_blocks)
+            ends[f"layer{i}"] = x  # [N, 56, 56, 256], ..., [N, 7, 7, 2048]
         x = ends["pre_logits"] = global_avg_pool(x)
         x = classify(x, self.num_classes, "fc", train=train)
         return (x, ends) if endpoints else x

@@ -15,18 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.errors import unknown
 from flaxcnn.layers import Conv, global_avg_pool
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
-from flaxcnn.layers.scan import chain_blocks
-from flaxcnn.models.resnet import (
-    NORMS,
-    SHORTCUTS,
-    BasicBlock,
-    norm_act,
-)
+from flaxcnn.models.resnet import BasicBlock, norm_act, stage
 from flaxcnn.registry import Info, register
 
 
@@ -71,10 +64,6 @@ class ResNetCIFAR(nn.Module):
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits [N, num_classes] of images [N, H, W, C] of any size."""
         check_images("ResNet", x)
-        if self.shortcut not in SHORTCUTS:
-            raise unknown("ResNet shortcut", self.shortcut, SHORTCUTS)
-        if self.norm not in NORMS:
-            raise unknown("ResNet norm", self.norm, NORMS)
         block = functools.partial(
             BasicBlock, shortcut=self.shortcut, norm=self.norm, dtype=self.dtype
         )
@@ -83,13 +72,9 @@ class ResNetCIFAR(nn.Module):
         x = Conv(16, (3, 3), 1, 1, use_bias=False, kernel_init=he_normal_fan_out,
                  dtype=self.dtype, name="conv1")(x)  # fmt: skip
         x = ends["stem"] = norm_act(x, self.norm, train, "bn1")
-        for stage, width in enumerate((16, 32, 64)):
-            first, *others = [f"layer{stage + 1}.{i}" for i in range(self.n)]
-            stride = 1 if stage == 0 else 2
-            x = block(width, stride, name=first)(x, train=train)
-            x = chain_blocks(self, functools.partial(block, width), others, x,
-                             train=train, scan=self.scan_blocks)  # fmt: skip
-            ends[f"layer{stage + 1}"] = x  # [N, 32, 32, 16], ..., [N, 8, 8, 64]
+        for i, width in enumerate((16, 32, 64), start=1):
+            x = stage(self, i, block, width, self.n, x, train, self.scan_blocks)
+            ends[f"layer{i}"] = x  # [N, 32, 32, 16], ..., [N, 8, 8, 64]
         x = ends["pre_logits"] = global_avg_pool(x)
         x = classify(x, self.num_classes, "linear", train=train)
         return (x, ends) if endpoints else x

@@ -28,8 +28,8 @@ LEAVES = {  # flax: torch
     "mean": "running_mean",
     "var": "running_var",
 }
-UNUSED = "num_batches_tracked"  # torch's counter for cumulative averages
-HEADS = ("aux1.", "aux2.", "AuxLogits.")
+# torch's counters for cumulative averages, and the auxiliary heads.
+OPTIONAL = re.compile(r"\.num_batches_tracked$|^(aux\d|AuxLogits)\.")
 OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
@@ -49,12 +49,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **fields: Any) -> Varia
     Raises:
       FlaxcnnError: keys are missing, unexpected or of another shape: all of them.
     """
-    heads = () if fields.get("aux_logits") else HEADS
-    rest = {
-        key: array
-        for key, array in _todays_keys(state_dict).items()
-        if not key.endswith(UNUSED) and not key.startswith(heads)
-    }
+    rest = _todays_keys(state_dict)
     variables, wrong = {}, []
     for path, leaf in _template(name, fields).items():
         key = _key(path)
@@ -66,7 +61,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **fields: Any) -> Varia
         if variables[path].shape != leaf.shape:
             expected = _to_torch(np.empty(leaf.shape), path[-1]).shape
             wrong.append(f"{key} has shape {array.shape}, not {expected}")
-    wrong += [f"unexpected {key}" for key in rest]
+    wrong += [f"unexpected {key}" for key in rest if not OPTIONAL.search(key)]
     if wrong:
         raise FlaxcnnError(
             f"the state_dict is not {name}'s: {'; '.join(wrong)}; is it of another "

@@ -23,18 +23,8 @@ Mixed_5c 1024: 352 | 192 320 | 192 224 224 | max 128
 
 def torch_bn_inception():
     """The network with 7 classes."""
-    torch = pytest.importorskip("torch")
-    nn = torch.nn
-
-    class Concatenation(nn.Sequential):
-        def forward(self, x):
-            return torch.cat([branch(x) for branch in self], 1)
-
-    def sequence(kind=nn.Sequential, **modules):
-        net = kind()
-        for name, module in modules.items():
-            net.add_module(name, module)
-        return net
+    nn = pytest.importorskip("torch.nn")
+    from tests.parity.reference import Concatenation, sequence
 
     def conv(channels, features, kernel=1, stride=1):
         layer = nn.Conv2d(channels, features, kernel, stride, kernel // 2, bias=False)

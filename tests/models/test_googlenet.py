@@ -27,8 +27,8 @@ TABLE = {
 
 def torch_googlenet():
     """The paper's network with both auxiliary heads, 7 classes."""
-    torch = pytest.importorskip("torch")
-    nn = torch.nn
+    nn = pytest.importorskip("torch.nn")
+    from tests.parity.reference import Concatenation, sequence
 
     class Network(nn.Sequential):
         """Heads are branches: logits, or with them in training (logits, aux2, aux1)."""
@@ -41,16 +41,6 @@ def torch_googlenet():
                 elif self.training:
                     heads.insert(0, module(x))
             return (x, *heads) if heads else x
-
-    class Concatenation(nn.Sequential):
-        def forward(self, x):
-            return torch.cat([branch(x) for branch in self], 1)
-
-    def sequence(kind=nn.Sequential, **modules):
-        net = kind()
-        for name, module in modules.items():
-            net.add_module(name, module)
-        return net
 
     def conv(channels, features, kernel=1, stride=1):
         layer = nn.Conv2d(channels, features, kernel, stride, kernel // 2)

@@ -13,10 +13,11 @@ TOLERANCE = 1e-4  # norm of the difference over norm
 
 
 def randomize(net, bias=0.0, seed=0):
-    """Random batch statistics and affine parameters; weights as torch drew them.
+    """Random convolutions, batch statistics and affine parameters.
 
-    The biases of BatchNorm are about `bias`. At 1 fewer ReLUs are near an edge, where a
-    batch's statistics amplify rounding from layer to layer.
+    Kernels are He's, so that signals neither grow nor fade on their way. The biases of
+    BatchNorm are about `bias`: at 1 fewer ReLUs are near an edge, where a batch's
+    statistics amplify rounding from layer to layer.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -30,8 +31,10 @@ def randomize(net, bias=0.0, seed=0):
                 uniform(module.bias, bias - 0.3, bias + 0.3)
                 uniform(module.running_mean, -0.3, 0.3)
                 uniform(module.running_var, 0.6, 1.4)
-            elif isinstance(module, torch.nn.Conv2d) and module.bias is not None:
-                uniform(module.bias, -0.3, 0.3)
+            elif isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight, generator=generator)
+                if module.bias is not None:
+                    uniform(module.bias, -0.3, 0.3)
     return net
 
 
@@ -70,6 +73,21 @@ def skip_dropout(call, args, kwargs, context):
     if isinstance(context.module, nn.Dropout):
         return args[0]
     return call(*args, **kwargs)
+
+
+class Concatenation(torch.nn.Sequential):
+    """Branches side by side, their channels concatenated."""
+
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self], 1)
+
+
+def sequence(kind=torch.nn.Sequential, **modules):
+    """A Sequential, or another container, of named modules."""
+    net = kind()
+    for name, module in modules.items():
+        net.add_module(name, module)
+    return net
 
 
 class Outputs:

@@ -38,16 +38,8 @@ MODULES = {
 
 
 def network(name, bias=0.0):
-    """timm's network with random weights.
-
-    Those that torch draws lose the image on its way: He's standard deviation does not.
-    """
     torch.manual_seed(0)
-    net = timm.create_model(name)
-    for module in net.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight)
-    return randomize(net, bias)
+    return randomize(timm.create_model(name), bias)
 
 
 @pytest.mark.long

@@ -63,11 +63,7 @@ def build(name, bias=0.0, aux_logits=False):
     fields = {}
     if name in ("googlenet", "inception_v3"):
         fields = {"init_weights": False, "aux_logits": aux_logits}
-    net = getattr(torchvision.models, name)(**fields)
-    for module in net.modules():
-        if isinstance(module, torch.nn.Conv2d):  # signals keep their size
-            torch.nn.init.kaiming_normal_(module.weight)
-    return randomize(net, bias)
+    return randomize(getattr(torchvision.models, name)(**fields), bias)
 
 
 def test_all_36():
