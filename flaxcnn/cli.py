@@ -3,9 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.registry import create_model, list_models, model_info
+
+if TYPE_CHECKING:
+    from flaxcnn.inference import Classifier
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,6 +31,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("data", help="cifar10, cifar100 or mnist")
     command.add_argument("--data_dir", help="default: TFDS_DATA_DIR, else tfds's own")
     command.set_defaults(run=lambda args: prepare(args.data, args.data_dir))
+
+    command = commands.add_parser("predict", help="the classes of image files")
+    command.add_argument("images", nargs="+", help="files, or folders of them")
+    command.add_argument("--top", type=int, default=5, help="how many classes")
+    add_weights(command, "--weights", required=True)
+    command.set_defaults(run=predict)
+
+    command = commands.add_parser("evaluate", help="loss and accuracy on a data set")
+    command.add_argument("--data", required=True, help="digits, tfds:..., folder:...")
+    command.add_argument("--data_dir", help="default: TFDS_DATA_DIR, else tfds's own")
+    command.add_argument("--split", default="test", help="test or train")
+    command.add_argument("--limit", type=int, default=0, help="the first n samples")
+    command.add_argument("--batch_size", type=int, default=128)
+    add_weights(command, "--weights", required=True)
+    command.set_defaults(run=evaluate)
+
+    command = commands.add_parser("convert", help="weights to and from torch's files")
+    add_weights(command, "weights")
+    command.add_argument("out", help=".safetensors (ours), or torch's keys: .npz, .pth")
+    command.set_defaults(run=convert)
 
     args = parser.parse_args(argv)
     try:
@@ -76,3 +101,92 @@ def prepare(name: str, data_dir: str | None) -> None:
     from flaxcnn.data import builders
 
     print(builders.prepare(name, builders.data_root(data_dir)))
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Prints the likeliest classes of each image; tells at the end which were none."""
+    import numpy as np
+
+    from flaxcnn.data.images import image_files
+
+    paths: list[Path] = []
+    for path in map(Path, args.images):
+        found = image_files(path) if path.is_dir() else [path]
+        if not found:
+            raise FlaxcnnError(f"{path}: no images in this folder")
+        paths += found
+    classifier = load_weights(args)
+    errors = []
+    for path in paths:
+        try:
+            image = classifier.read(path)
+        except FlaxcnnError as error:
+            errors.append(str(error))
+            continue
+        (classes,) = classifier.predict(np.stack([image]), args.top)
+        print(path)
+        for name, probability in classes:
+            print(f"  {probability:7.2%}  {name}")
+    if errors:
+        raise FlaxcnnError("; ".join(errors))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Prints loss and accuracy over a whole split."""
+    from flaxcnn.data.sources import load_source
+
+    classifier = load_weights(args)
+    size = classifier.image_shape[0]
+    source = load_source(
+        args.data, args.split, data_dir=args.data_dir, limit=args.limit,
+        image_size=size, resize=max(size, classifier.resize),
+    )  # fmt: skip
+    result = classifier.evaluate(source, args.batch_size)
+    top5 = f", top-5 {result['top5']:.2%}" if len(classifier.classes) > 5 else ""
+    print(
+        f"{classifier.name} on {source.name}, {args.split}: accuracy "
+        f"{result['accuracy']:.2%}{top5}, loss {result['loss']:.4f}, "
+        f"{result['count']:,.0f} images"
+    )
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Writes the weights of a file into one of another kind."""
+    from flaxcnn.weights.files import write_state_dict
+    from flaxcnn.weights.torch import as_state_dict
+
+    out = Path(args.out)
+    classifier = load_weights(args)
+    if out.suffix == ".safetensors":
+        classifier.save(out)
+    else:
+        write_state_dict(out, as_state_dict(classifier.variables))
+    print(f"{out}: {classifier.name}, {len(classifier.classes)} classes")
+
+
+def add_weights(command: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """The arguments that say which weights, and what their file may not say."""
+    command.add_argument(
+        name, help="a file, or published ones: resnet50, resnet50:V1", **options
+    )
+    command.add_argument("--model", help="registered name, if the file does not tell")
+    command.add_argument("--preprocess", help="of images, if it is not the usual one")
+    command.add_argument("--image_size", type=int, help="side of the central crop")
+    command.add_argument("--resize", type=int, help="shorter side before the crop")
+    command.add_argument("--classes", help="a file with their names, one a line")
+
+
+def load_weights(args: argparse.Namespace) -> "Classifier":
+    """The classifier that the arguments of `add_weights` describe."""
+    from flaxcnn.inference import load_classifier
+
+    classes = None
+    if args.classes:
+        try:
+            classes = Path(args.classes).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FlaxcnnError(f"--classes={args.classes}: {error}") from None
+    return load_classifier(
+        args.weights, args.model, preprocess=args.preprocess,
+        image_size=args.image_size, resize=args.resize, classes=classes,
+    )  # fmt: skip

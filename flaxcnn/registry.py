@@ -137,9 +137,11 @@ def _check_fields(name: str, cls: type, fields: dict[str, Any]) -> None:
     for field in fields:
         if field not in known:
             raise unknown(f"field of model {name}", field, known)
-    if fields.get("num_classes", 0) < 0:
+    classes = fields.get("num_classes", 0)
+    if not isinstance(classes, int) or classes < 0:
         raise FlaxcnnError(
-            f"{name}: num_classes={fields['num_classes']}; 0 gives pooled features"
+            f"{name}: num_classes={classes!r} is no number of classes; 0 gives pooled "
+            "features"
         )
 
 

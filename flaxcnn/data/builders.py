@@ -7,43 +7,24 @@ in plain Python, in the same layout: `tfds.data_source("cifar10")` reads it as w
 
 import contextlib
 import gzip
-import hashlib
-import http.client
 import importlib.resources
 import io
 import logging
 import os
 import sys
 import tarfile
-import threading
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flaxcnn import download
+from flaxcnn.download import RemoteFile
 from flaxcnn.errors import FlaxcnnError, unknown
 
 NAMES = ("cifar10", "cifar100", "mnist")
 OFFLINE = "python train.py --config configs/allcnn_c.py:digits"
-CONNECT_SECONDS = 8
-STALL_SECONDS = 30
-BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file of a data set: where it comes from, its size in bytes and its sha256."""
-
-    url: str
-    size: int
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
 
 
 def data_root(data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -110,88 +91,26 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
     return path
 
 
-def fetch(archives: list[Archive], directory: Path) -> dict[str, Path]:
+def fetch(archives: list[RemoteFile], directory: Path) -> dict[str, Path]:
     """The verified files in `directory` by name, downloaded where they are missing.
 
     Raises:
       FlaxcnnError: no network (told after 8 seconds), or a wrong size or sha256.
     """
     files = {archive.name: directory / archive.name for archive in archives}
-    missing = [str(file) for file in files.values() if not file.exists()]
+    missing = " and ".join(str(f) for f in files.values() if not f.exists())
+    cure = f"put {missing} there by hand, or work offline: {OFFLINE}"
     for archive in archives:
-        file = files[archive.name]
-        if file.exists():
-            if wrong := _wrong(archive, file):
-                raise FlaxcnnError(f"{file}: {wrong}; delete it and run again")
-            continue
-        try:
-            _download(archive, file)
-        except (OSError, http.client.HTTPException) as error:
-            raise FlaxcnnError(
-                f"cannot download {archive.url} ({error}); put {' and '.join(missing)} "
-                f"there by hand, or work offline: {OFFLINE}"
-            ) from error
+        download.fetch(archive, files[archive.name], cure)
     return files
 
 
-def _download(archive: Archive, file: Path) -> None:
-    show = sys.stderr.isatty()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with _connect(archive.url) as response, part.open("wb") as stream:
-            while block := response.read(BLOCK):
-                stream.write(block)
-                if show:
-                    done = f"{stream.tell() >> 20} of {archive.size >> 20} MB"
-                    print(f"\r{archive.name}: {done}", end="", file=sys.stderr)
-        if show:
-            print(file=sys.stderr)
-        if wrong := _wrong(archive, part):
-            raise OSError(wrong)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _connect(url: str) -> Any:
-    """`urlopen`, but at most 8 seconds: no timeout of sockets bounds a name lookup."""
-    answers: list[Any] = []
-
-    def connect() -> None:
-        try:
-            answers.append(urllib.request.urlopen(url, timeout=STALL_SECONDS))
-        except Exception as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    if not answers:
-        raise TimeoutError(f"no answer in {CONNECT_SECONDS} seconds")
-    if isinstance(answers[0], Exception):
-        raise answers[0]
-    return answers[0]
-
-
-def _wrong(archive: Archive, file: Path) -> str:
-    """What is wrong with the file; empty if it is the published one."""
-    size = file.stat().st_size
-    if size != archive.size:
-        return f"{size:,} bytes, expected {archive.size:,}: truncated or another file"
-    with file.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    if sha256 != archive.sha256:
-        return f"sha256 {sha256}, expected {archive.sha256}: damaged or another file"
-    return ""
-
-
-def _archives(name: str) -> list[Archive]:
+def _archives(name: str) -> list[RemoteFile]:
     """What tensorflow-datasets publishes beside its builder, tab-separated."""
     package = importlib.resources.files("tensorflow_datasets")
     table = (package / "url_checksums" / f"{name}.txt").read_text()
     rows = (line.split("\t") for line in table.splitlines())
-    return [Archive(url, int(size), sha256) for url, size, sha256, _ in rows]
+    return [RemoteFile(url, sha256, int(size)) for url, size, sha256, _ in rows]
 
 
 def _build(official: Any, files: dict[str, Path], root: Path) -> None:

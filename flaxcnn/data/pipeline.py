@@ -97,6 +97,11 @@ class DevicePipeline:
         """A feed of one step, to compile with."""
         return self.feeds(range(1))
 
+    def in_order(self, batch_size: int) -> "DevicePipeline":
+        """The same samples, each once, one after the other."""
+        images, labels = self.resident["image"], self.resident["label"]
+        return DevicePipeline(images, labels, EvalOrder(len(labels), batch_size))
+
 
 class HostPipeline:
     """Samples read and decoded on the host by threads, a few batches ahead."""
@@ -121,6 +126,10 @@ class HostPipeline:
         shape = feed.pop("index").shape
         image = np.zeros((*shape, *self.image_shape), np.uint8)
         return {"image": image, "label": np.zeros(shape, np.int32), **feed}
+
+    def in_order(self, batch_size: int) -> "HostPipeline":
+        """As `DevicePipeline.in_order`."""
+        return HostPipeline(self.source, EvalOrder(len(self.source), batch_size))
 
     def _read_ahead(self, start: int) -> Iterator[Feed]:
         import grain
@@ -148,7 +157,8 @@ def make_gather(kind: str, constrain: Callable[[Any], Any]) -> Callable[..., Any
 
     Returns:
       The function; its batch has "image", preprocessed float32 [N, H, W, C],
-      "label" [N] and, in evaluation, "mask" [N].
+      "label" [N] and, in evaluation, "mask" [N]. What is not uint8 is no image but
+      features: they stay as they are.
     """
 
     def gather(resident: dict, feed: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -158,8 +168,9 @@ def make_gather(kind: str, constrain: Callable[[Any], Any]) -> Callable[..., Any
             batch["image"] = resident["image"][index]
             batch["label"] = resident["label"][index]
         batch = constrain(batch)
-        arrays = resident["preprocess"]
-        batch["image"] = preprocess.apply(kind, arrays, batch["image"])
+        if batch["image"].dtype == np.uint8:
+            arrays = resident["preprocess"]
+            batch["image"] = preprocess.apply(kind, arrays, batch["image"])
         return batch
 
     return gather
@@ -191,7 +202,7 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
     """
     load = functools.partial(
         load_source, data.name, data_dir=data.dir or None, limit=data.limit,
-        image_size=data.image_size or None,
+        image_size=data.image_size or None, resize=data.resize or None,
     )  # fmt: skip
     train, test = load("train"), load("test")
     shape = train[0]["image"].shape

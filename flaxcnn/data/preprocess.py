@@ -23,7 +23,8 @@ CONSTANTS = {
     "inception": ((0.5,), (0.5,)),
     "imagenet_255": ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
 }
-KINDS = ("unit", "standardize", *CONSTANTS, "gcn_zca")
+CAFFE_MEAN = (103.939, 116.779, 123.68)  # of 0..255: blue, green, red
+KINDS = ("unit", "standardize", *CONSTANTS, "caffe", "gcn_zca")
 GCN_SCALE = 55.0
 ZCA_BIAS = 0.1
 ZCA_LIMIT = 64 * 64 * 3
@@ -50,7 +51,9 @@ def fit(kind: str, images: np.ndarray, cache_dir: Path | None = None) -> Preproc
       `standardize`: [0, 1], then minus mean [C], divided by std [C] of the images.
       `imagenet`: [0, 1], then the mean and std of torchvision's models.
       `inception`: [-1, 1], the input of Inception v1 to v4 as their authors trained it.
-      `imagenet_255`: 0..255 less ImageNet's mean, as caffe's networks were trained.
+      `imagenet_255`: 0..255 less ImageNet's mean: torchvision's version of `caffe`.
+      `caffe`: 0..255 less ImageNet's mean, channels in the order blue, green, red: the
+        input of networks that were trained in caffe (VGG, SqueezeNet).
       `gcn_zca`: global contrast normalization, then ZCA whitening: mean [D] and
         matrix [D, D] for D = H W C. The input of All-CNN and NiN (arXiv:1412.6806,
         1312.4400) as pylearn2's make_cifar10_gcn_whitened.py defines it, on 0..255.
@@ -66,6 +69,8 @@ def fit(kind: str, images: np.ndarray, cache_dir: Path | None = None) -> Preproc
     if kind in CONSTANTS:
         mean, std = np.array(CONSTANTS[kind], np.float32)
         return Preprocess(kind, {"mean": mean, "std": std})
+    if kind == "caffe":
+        return Preprocess(kind, {"mean": np.array(CAFFE_MEAN, np.float32)})
     if kind == "gcn_zca":
         return Preprocess(kind, _cached_zca(images, cache_dir or default_cache_dir()))
     raise unknown("preprocessing", kind, KINDS)
@@ -95,12 +100,14 @@ def apply(
         x = x / jnp.where(norm < 1e-8, 1.0, norm) - arrays["mean"]
         x = jnp.matmul(x, arrays["matrix"], precision=Precision.HIGHEST)
         return x.reshape(images.shape)
-    x = x / 255
     if kind == "unit":
-        return x
-    if arrays["mean"].shape[0] != 1:  # one value serves any number of channels
-        _check_size(kind, arrays["mean"].shape[0], images.shape[-1], images.shape)
-    return (x - arrays["mean"]) / arrays["std"]
+        return x / 255
+    mean = arrays["mean"]
+    if mean.shape[0] != 1:  # one value serves any number of channels
+        _check_size(kind, mean.shape[0], images.shape[-1], images.shape)
+    if kind == "caffe":
+        return x[..., ::-1] - mean
+    return (x / 255 - mean) / arrays["std"]
 
 
 def default_cache_dir() -> Path:

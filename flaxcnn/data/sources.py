@@ -10,19 +10,29 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from flaxcnn.data import builders
+from flaxcnn.data.images import (
+    SUFFIXES,
+    check_sizes,
+    decode_image,
+    image_files,
+    read_image,
+    reason,
+    square,
+)
 from flaxcnn.errors import FlaxcnnError, unknown
 
 Example = tuple[np.ndarray, int]
+Decode = Callable[..., np.ndarray]
 
 KNOWN = ("digits", "tfds:<name>", "folder:<path>")
 SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SMALL = 64 * 64 * 3
 
 
@@ -59,6 +69,7 @@ def load_source(
     data_dir: str | None = None,
     limit: int | None = None,
     image_size: int | None = None,
+    resize: int | None = None,
 ) -> Source:
     """The split "train" or "test" of a data set.
 
@@ -73,25 +84,27 @@ def load_source(
         split in `test`, `validation` or `val`. Classes are the sorted directory names
         of `train`; the images take turns by class, so that `limit` keeps them all.
 
-    `limit` keeps the first samples (None or 0: all). `image_size` resizes the shorter
-    side to that many pixels (bilinear, antialiased) and crops the centre square.
+    `limit` keeps the first samples (None or 0: all). `image_size` crops the central
+    square of that many pixels from the image, whose shorter side is first resized to
+    `resize` pixels (None or 0: image_size), as torchvision does it.
 
     Raises:
-      FlaxcnnError: an unknown name or split, or data that is missing or unreadable.
+      FlaxcnnError: an unknown name or split, sizes that do not fit, or data that is
+        missing or unreadable.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if limit is not None and limit < 0:
         raise FlaxcnnError(f"data.limit={limit} is negative; use 0 for all samples")
-    if image_size is not None and image_size < 1:
-        raise FlaxcnnError(f"data.image_size={image_size}; use a number of pixels")
+    check_sizes(image_size, resize)
     kind, _, rest = name.partition(":")
     if name == "digits":
-        source = _digits(split, image_size)
+        source = _digits(split, image_size, resize)
     elif kind == "tfds" and rest:
-        source = _tfds(rest, split, builders.data_root(data_dir), image_size)
+        decode = partial(decode_image, image_size=image_size, resize=resize)
+        source = _tfds(rest, split, builders.data_root(data_dir), decode)
     elif kind == "folder" and rest:
-        source = _folder(Path(rest).expanduser(), split, image_size)
+        source = _folder(Path(rest).expanduser(), split, image_size, resize)
     elif name in builders.NAMES:
         raise FlaxcnnError(f"unknown data set {name!r}; did you mean tfds:{name}?")
     else:
@@ -128,51 +141,15 @@ def as_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def decode_image(
-    file: Path | IO[bytes], channels: int = 3, image_size: int | None = None
-) -> np.ndarray:
-    """The image in `file` (a path or a binary stream): uint8 [H, W, channels].
-
-    Turned upright by its EXIF orientation and converted to RGB (or grey), whatever its
-    mode. With `image_size`, its centre square of that size: [S, S, channels].
-
-    Raises:
-      OSError, ValueError, SyntaxError: Pillow cannot decode it.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        if image_size:
-            # JPEG decodes at 1/2, 1/4 or 1/8 for less; twice the size hides it.
-            opened.draft("RGB", (2 * image_size, 2 * image_size))
-        image: Image.Image = opened
-        if image.getexif():
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255
-            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-        if image.mode == "P":  # Pillow warns about a palette's transparency
-            image = image.convert("RGBA")
-        image = image.convert({1: "L", 3: "RGB"}[channels])
-        if image_size:
-            image = _square(image, image_size)
-        return np.asarray(image).reshape(image.height, image.width, channels)
-
-
-def _square(image: Any, size: int) -> Any:
-    from PIL import Image, ImageOps
-
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-
-
-def _digits(split: str, image_size: int | None) -> Source:
+def _digits(split: str, image_size: int | None, resize: int | None) -> Source:
     from PIL import Image
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)
     if image_size:
-        squares = [_square(Image.fromarray(image), image_size) for image in images]
-        images = np.stack([np.asarray(square) for square in squares])
+        squares = (square(Image.fromarray(x), image_size, resize) for x in images)
+        images = np.stack([np.asarray(x) for x in squares])
     chosen = (np.arange(len(images)) % 5 == 4) == (split == "test")
     images, labels = images[chosen][..., None], data.target[chosen]
     return Source(
@@ -183,14 +160,14 @@ def _digits(split: str, image_size: int | None) -> Source:
     )
 
 
-def _tfds(name: str, split: str, root: Path, image_size: int | None) -> Source:
+def _tfds(name: str, split: str, root: Path, decode: Decode) -> Source:
     with builders.quiet_tfds() as tfds:
         path = _prepared(root, name)
         if path is None and name in builders.NAMES:
             path = builders.prepare(name, root)
         if path is None:
             raise _unprepared(tfds, name, root)
-        return _tfds_split(tfds, f"tfds:{name}", path, split, image_size)
+        return _tfds_split(tfds, f"tfds:{name}", path, split, decode)
 
 
 def _prepared(root: Path, name: str) -> Path | None:
@@ -214,9 +191,7 @@ def _unprepared(tfds: Any, name: str, root: Path) -> FlaxcnnError:
     )
 
 
-def _tfds_split(
-    tfds: Any, name: str, path: Path, split: str, image_size: int | None
-) -> Source:
+def _tfds_split(tfds: Any, name: str, path: Path, split: str, decode: Decode) -> Source:
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:
         builder = tfds.builder_from_directory(path)
@@ -230,7 +205,7 @@ def _tfds_split(
     except Exception as error:  # whatever tfds and array_record think of the files
         raise FlaxcnnError(
             f"{name}: cannot read {path} as labelled images in array_record "
-            f"({_short(error)}); delete that directory and prepare it again"
+            f"({reason(error)}); delete that directory and prepare it again"
         ) from error
     if labelled is None or channels not in (1, 3):
         raise FlaxcnnError(f"{name}: no labelled {split} split of grey or RGB images")
@@ -239,17 +214,19 @@ def _tfds_split(
         try:
             example = labelled[index]
             stream = io.BytesIO(example["image"])
-            return decode_image(stream, channels, image_size), int(example["label"])
+            return decode(stream, channels), int(example["label"])
         except Exception as error:
             raise FlaxcnnError(
-                f"{name}: record {index} of {path} is corrupt ({_short(error)}); "
+                f"{name}: record {index} of {path} is corrupt ({reason(error)}); "
                 "delete that directory and prepare it again"
             ) from error
 
     return Source(name, classes, len(labelled), read)
 
 
-def _folder(root: Path, split: str, image_size: int | None) -> Source:
+def _folder(
+    root: Path, split: str, image_size: int | None, resize: int | None
+) -> Source:
     if not (root / "train").is_dir():
         raise FlaxcnnError(
             f"no directory {root / 'train'}; images go into {root}/<split>/<class>/"
@@ -265,7 +242,7 @@ def _folder(root: Path, split: str, image_size: int | None) -> Source:
             f"{directory / extra[0]}: a class that {root / 'train'} lacks; "
             "rename it or add training images of it"
         )
-    files = [_image_files(directory / name) for name in classes]
+    files = [image_files(directory / name) for name in classes]
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if len(empty) == len(classes) or (empty and split == "train"):
         raise FlaxcnnError(
@@ -277,13 +254,7 @@ def _folder(root: Path, split: str, image_size: int | None) -> Source:
 
     def read(index: int) -> Example:
         file, label = samples[index]
-        try:
-            return decode_image(file, image_size=image_size), label
-        except Exception as error:  # a codec raises whatever it likes
-            raise FlaxcnnError(
-                f"{file}: cannot decode this image ({_short(error)}); "
-                "replace or delete it"
-            ) from error
+        return read_image(file, image_size, resize), label
 
     return Source(f"folder:{root}", classes, len(samples), read)
 
@@ -291,12 +262,3 @@ def _folder(root: Path, split: str, image_size: int | None) -> Source:
 def _class_names(directory: Path) -> tuple[str, ...]:
     found = (p.name for p in directory.iterdir() if p.is_dir())
     return tuple(sorted(name for name in found if not name.startswith(".")))
-
-
-def _image_files(directory: Path) -> list[Path]:
-    found = (p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES)
-    return sorted(p for p in found if not p.name.startswith("."))
-
-
-def _short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

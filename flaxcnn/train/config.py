@@ -28,6 +28,7 @@ CHOICES = {
     "parallel": ("jit", "pmap"),
     "data.pipeline": ("auto", "device", "host"),
     "data.preprocess": KINDS,
+    "transfer.frozen": ("eval", "train"),
     "optim.schedule": (
         "constant", "step", "cosine", "linear", "exponential", "onecycle", "plateau",
     ),
@@ -70,7 +71,8 @@ def default_config() -> ConfigDict:
                 name="digits",  # digits | tfds:<name> | folder:<path>
                 dir="",  # of prepared tfds data sets; "": TFDS_DATA_DIR or tfds's own
                 limit=0,  # the first n samples of each split; 0: all
-                image_size=0,  # resize to a square of this size; 0: as they are
+                image_size=0,  # the central square, of this size; 0: as they are
+                resize=0,  # shorter side before that crop; 0: image_size
                 pipeline="auto",  # device | host; auto: the device if the set is small
                 preprocess="standardize",  # unit | imagenet | inception | gcn_zca | ...
                 flip=False,  # mirror half of the images
@@ -90,13 +92,22 @@ def default_config() -> ConfigDict:
                 lr=0.1,
                 weight_decay=0.0,  # L2; decoupled if the optimizer itself decays
                 decay_mask=".*kernel",  # parameters that decay, full match
-                freeze="",  # parameters that stay as they are, full match
+                # Factors of lr, the first that matches: (("head", 1.0), ("all", 0.1)).
+                # Masks are as of transfer.train.
+                lr_factors=(),
                 clip=0.0,  # largest global norm of the gradient; 0: off
                 schedule="constant",
                 warmup="0 steps",  # linear, from 0
                 milestones=(),  # durations; step: lr times gamma after each
                 gamma=0.1,  # factor of step, exponential (per epoch), plateau
                 patience="5 epochs",  # plateau
+            ),
+            transfer=dict(
+                init_from="",  # a file of weights, or published ones: resnet50:V1
+                train="all",  # head | last:<n> layers | all | parameters, full match
+                frozen="eval",  # layers that are not trained: stored statistics, no
+                # dropout; train: as those that are
+                cache_features=False,  # run the frozen layers once, train the head
             ),
             label_smoothing=0.0,
             ema=0.0,  # decay of averaged parameters and statistics; 0: off
@@ -197,6 +208,16 @@ def check_config(config: ConfigDict) -> None:
             raise FlaxcnnError(
                 f"config.{key}={given[key]}; it must be at least {low}{below}"
             )
+    if config.transfer.cache_features:
+        _check_cached(config)
+    for pair in config.optim.lr_factors:
+        match pair:
+            case [str(), int() | float()]:
+                continue
+        raise FlaxcnnError(
+            f"config.optim.lr_factors has {pair!r}; it holds pairs of a mask and a "
+            "factor, for example (('head', 1.0), ('all', 0.1))"
+        )
     if config.optim.schedule == "plateau" and not 0 < config.optim.gamma < 1:
         raise FlaxcnnError(
             f"config.optim.gamma={config.optim.gamma}; between 0 and 1 for a plateau"
@@ -206,6 +227,20 @@ def check_config(config: ConfigDict) -> None:
             "config.optim.schedule='step' needs config.optim.milestones, "
             "for example (200, '250 epochs')"
         )
+
+
+def _check_cached(config: ConfigDict) -> None:
+    where = "config.transfer.cache_features"
+    if config.transfer.train != "head" or config.transfer.frozen != "eval":
+        raise FlaxcnnError(
+            f'{where} needs config.transfer.train="head" and frozen="eval": all before '
+            "the head has to stay as it is"
+        )
+    for key in ("flip", "translate", "cutout", "mixup", "cutmix"):
+        if config.data[key]:
+            raise FlaxcnnError(
+                f"{where} sees every image once, as it is; leave out config.data.{key}"
+            )
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from flaxcnn.train.config import Durations, check_config
 from flaxcnn.train.log import Log, logger
 from flaxcnn.train.mesh import any_process, make_devices
 from flaxcnn.train.model import aux_weights, build_model, model_metadata
-from flaxcnn.train.optim import check_masks, make_optimizer
+from flaxcnn.train.optim import make_optimizer
 from flaxcnn.train.signals import stop_signals
 from flaxcnn.train.state import TrainState, init_state
 from flaxcnn.train.steps import make_eval_step, make_train_step, repeat
+from flaxcnn.train.transfer import cache_features, load_start, make_plan
 from flaxcnn.train.workdir import check_workdir, shown, write_config
 
 STEPS_PER_CALL = 64  # on accelerators, where a call costs as much as a small step
@@ -91,11 +92,17 @@ class Trainer:
             for what in ("log", "eval", "checkpoint")
         }
         model = build_model(config, self.data)
-        tx = make_optimizer(config.optim, self.durations, self.total)
+        loaded, self.data, self.report = load_start(config, model, self.data)
+        self.plan = plan = make_plan(config, model, self.data.image_shape)
+        tx = make_optimizer(config.optim, self.durations, self.total, plan.lr_factors)
         sample = jnp.zeros((1, *self.data.image_shape), jnp.float32)
-        fresh = init_state(model, tx, sample, config.seed, config.ema > 0)
-        check_masks(config.optim, fresh.variables["params"])
-        self.params = sum(x.size for x in jax.tree.leaves(fresh.variables["params"]))
+        fresh = init_state(
+            model, tx, sample, config.seed, config.ema > 0, plan.trained, loaded
+        )
+        if config.transfer.cache_features:
+            self.data = cache_features(
+                plan.network, fresh.variables, self.data, config.batch_size
+            )
         self.state = self.devices.replicate(fresh)
         self.steps_per_call = config.steps_per_call or (
             STEPS_PER_CALL
@@ -103,7 +110,7 @@ class Trainer:
             and isinstance(self.data.train, DevicePipeline)
             else 1
         )
-        self._make_programs(model, tx)
+        self._make_programs(plan.network, aux_weights(config, model), tx)
         self.primary = jax.process_index() == 0
         if self.primary:
             write_config(workdir, config)
@@ -215,18 +222,18 @@ class Trainer:
         self.log.close()
         self.checkpoints.close()
 
-    def _make_programs(self, model: Any, tx: Any) -> None:
+    def _make_programs(self, network: Any, aux: Mapping[str, float], tx: Any) -> None:
         """Traces both programs, which finds what cannot work in them."""
         config, data = self.config, self.data
         classes, axis = len(data.classes), self.devices.axis_name
         gather = make_gather(config.data.preprocess, self.devices.constrain)
         train_step = make_train_step(
-            model, tx, num_classes=classes, seed=config.seed,
+            network, tx, num_classes=classes, seed=config.seed,
             label_smoothing=config.label_smoothing, ema=config.ema,
             grad_accum=config.grad_accum, augment=make_augment(config.data, classes),
-            aux_weights=aux_weights(config, model), axis_name=axis,
+            aux_weights=aux, trained=self.plan.trained, axis_name=axis,
         )  # fmt: skip
-        eval_step = make_eval_step(model, classes, axis)
+        eval_step = make_eval_step(network, classes, axis)
         train_many = self.devices.compile(repeat(train_step, gather))
         eval_many = self.devices.compile(
             repeat(lambda v, batch: (v, eval_step(v, batch)), gather), donate=False
@@ -266,8 +273,8 @@ class Trainer:
 
     def _greet(self) -> None:
         logger.info(
-            "%s (%s parameters) on %s: %s training, %s test images, %d classes",
-            self.config.model.name, f"{self.params:,}", self.config.data.name,
+            "%s on %s: %s training, %s test images, %d classes",
+            self.config.model.name, self.config.data.name,
             f"{self.data.train_examples:,}", f"{self.data.test_examples:,}",
             len(self.data.classes),
         )  # fmt: skip
@@ -277,6 +284,8 @@ class Trainer:
             jax.default_backend(), self.config.parallel, self.config.precision,
             jax.__version__, shown(self.workdir),
         )  # fmt: skip
+        for line in (*self.report, self.plan.report):
+            logger.info(line)
         if self.step:
             finished = self.step == self.total
             logger.info("%s step %d", "finished at" if finished else "continuing from",

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-import flaxcnn
 from flaxcnn.data.pipeline import Data
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.registry import create_model, model_fields, model_info
+from flaxcnn.weights.files import model_facts
 
 
 def build_model(config: ConfigDict, data: Data) -> nn.Module:
@@ -37,12 +37,12 @@ def model_metadata(config: ConfigDict, data: Data) -> dict[str, Any]:
     """What model.safetensors says about itself."""
     given = dict(config.model)
     fields = {k: v for k, (_, v) in model_fields(given.pop("name")).items()}
-    return {
-        "version": flaxcnn.__version__,
-        "model": config.model.name,
-        "fields": {**fields, **given, "num_classes": len(data.classes)},
-        "classes": list(data.classes),
-        "image_shape": list(data.image_shape),
-        "preprocess": data.preprocess.kind,
-        "data": config.data.name,
-    }
+    facts = model_facts(
+        config.model.name,
+        {**fields, **given, "num_classes": len(data.classes)},
+        data.classes,
+        data.image_shape,
+        config.data.resize or min(data.image_shape[:2]),
+        data.preprocess.kind,
+    )
+    return {**facts, "data": config.data.name}

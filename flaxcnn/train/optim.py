@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -58,9 +59,10 @@ def make_schedule(
 
 
 def make_optimizer(
-    optim: ConfigDict, durations: Durations, total: int
-) -> optax.GradientTransformationExtraArgs:
-    """The optax transformation: clip, decay, optimizer, plateau, freeze.
+    optim: ConfigDict, durations: Durations, total: int,
+    lr_factors: Sequence[tuple[str, float]] = (),
+) -> optax.GradientTransformationExtraArgs:  # fmt: skip
+    """The optax transformation: clip, decay, optimizer, factors of lr, plateau.
 
     Weight decay is L2 (added to the gradient, before momentum) unless the
     optimizer has a decay of its own, as adamw and lion have; that one is decoupled.
@@ -81,6 +83,8 @@ def make_optimizer(
         chain.append(optax.add_decayed_weights(optim.weight_decay, decays))
     schedule = make_schedule(optim, durations, total)
     chain.append(function(learning_rate=schedule, **arguments, **mask))
+    if lr_factors:
+        chain.append(scale_by_path(lr_factors))
     if optim.schedule == "plateau":
         epoch = max(1, round(durations.steps("1 epoch")))
         patience = durations.period(optim.patience, "config.optim.patience") / epoch
@@ -89,16 +93,27 @@ def make_optimizer(
                 optim.gamma, max(1, round(patience)), accumulation_size=epoch
             )
         )
-    transformation = optax.chain(*chain)
-    if optim.freeze:
-        transformation = optax.partition(
-            {"train": transformation, "freeze": optax.set_to_zero()},
-            lambda params: jax.tree.map(
-                lambda frozen: "freeze" if frozen else "train",
-                match_paths(optim.freeze, params),
-            ),
+    return optax.with_extra_args_support(optax.chain(*chain))
+
+
+def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Multiplies updates, and so learning rates, by factors.
+
+    Args:
+      factors: pairs of a mask and a factor; a parameter has that of the first mask that
+        matches it, else 1.
+    """
+
+    def scale(path: str, update: jax.Array) -> jax.Array:
+        found = (f for mask, f in factors if re.fullmatch(mask, path))
+        return next(found, 1.0) * update
+
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: scale(_path(path), x), updates
         )
-    return optax.with_extra_args_support(transformation)
+
+    return optax.stateless(update)
 
 
 def match_paths(pattern: str, tree: Any) -> Any:
@@ -109,26 +124,18 @@ def match_paths(pattern: str, tree: Any) -> Any:
     )
 
 
-def check_masks(optim: ConfigDict, params: Any) -> None:
-    """Raises FlaxcnnError for a mask that is no regex or selects what it cannot."""
-    patterns = {"freeze": optim.freeze}
-    if optim.weight_decay:
-        patterns["decay_mask"] = optim.decay_mask
-    for key, pattern in patterns.items():
-        if not pattern:
-            continue
-        where = f"config.optim.{key}={pattern!r}"
-        try:
-            found = jax.tree.leaves(match_paths(pattern, params))
-        except re.error as error:
-            raise FlaxcnnError(f"{where} is no regular expression: {error}") from None
-        if not any(found):
-            paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-            raise FlaxcnnError(
-                f"{where} matches no parameter; there are {', '.join(paths[:4])}, ..."
-            )
-        if key == "freeze" and all(found):
-            raise FlaxcnnError(f"{where} matches every parameter: nothing to train")
+def check_mask(key: str, mask: str, params: Any) -> None:
+    """Raises FlaxcnnError for a mask that is no regex or matches no parameter."""
+    where = f"{key}={mask!r}"
+    try:
+        found = jax.tree.leaves(match_paths(mask, params))
+    except re.error as error:
+        raise FlaxcnnError(f"{where} is no regular expression: {error}") from None
+    if not any(found):
+        paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise FlaxcnnError(
+            f"{where} matches no parameter; there are {', '.join(paths[:4])}, ..."
+        )
 
 
 def _path(path: tuple) -> str:

@@ -1,11 +1,13 @@
 """The training state."""
 
+import re
 from typing import Any
 
 import jax
 import optax
 from flax import linen as nn
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 PyTree = Any
 
@@ -18,7 +20,7 @@ class TrainState(struct.PyTreeNode):
     Attributes:
       step: number of steps done, a scalar int32.
       variables: {"params": ..., "batch_stats": ...}, float32.
-      opt_state: of the optax transformation.
+      opt_state: of the optax transformation, for the parameters that are trained.
       ema: running average of `variables`, or None.
     """
 
@@ -39,8 +41,10 @@ def init_state(
     sample: jax.Array,
     seed: int,
     ema: bool,
+    trained: str = ".*",
+    loaded: dict[str, PyTree] | None = None,
 ) -> TrainState:
-    """A fresh state; the weights follow from the seed alone.
+    """A fresh state; what is not loaded follows from the seed alone.
 
     Args:
       model: the network.
@@ -48,13 +52,15 @@ def init_state(
       sample: an input batch [N, H, W, C]; its values are not used.
       seed: of the initialization.
       ema: keep an average.
+      trained: the parameters that are, see `split_params`.
+      loaded: variables that replace the fresh ones, all or some.
     """
 
     def make(variables: dict[str, PyTree]) -> TrainState:
         return TrainState(
             step=jax.numpy.zeros((), jax.numpy.int32),
             variables=dict(variables),
-            opt_state=tx.init(variables["params"]),
+            opt_state=tx.init(split_params(variables["params"], trained)[0]),
             ema=jax.tree.map(jax.numpy.copy, variables) if ema else None,
         )
 
@@ -62,4 +68,24 @@ def init_state(
     # fast as compiling the whole, which for ResNet-1202 did not end within minutes.
     shape = jax.ShapeDtypeStruct(sample.shape, sample.dtype)
     variables = model.lazy_init(jax.random.key(seed), shape, train=False)
-    return jax.jit(make)(variables)
+    return jax.jit(make)(merge(variables, loaded or {}))
+
+
+def split_params(params: PyTree, trained: str) -> tuple[PyTree, PyTree]:
+    """(trained, frozen) parameters: nested dicts with a part of the leaves each.
+
+    Args:
+      params: nested dicts.
+      trained: a regular expression; trained are the parameters whose whole path, as
+        "conv1/kernel", it matches.
+    """
+    chosen: dict[str, jax.Array] = {}
+    others: dict[str, jax.Array] = {}
+    for path, x in flatten_dict(params, sep="/").items():
+        (chosen if re.fullmatch(trained, path) else others)[path] = x
+    return unflatten_dict(chosen, sep="/"), unflatten_dict(others, sep="/")
+
+
+def merge(tree: PyTree, other: PyTree) -> PyTree:
+    """The leaves of both nested dicts; where both have one, the other's."""
+    return unflatten_dict({**flatten_dict(tree), **flatten_dict(other)})

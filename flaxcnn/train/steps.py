@@ -2,23 +2,28 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax import lax
 
-from flaxcnn.train.state import PyTree, TrainState
+from flaxcnn.train.state import PyTree, TrainState, merge, split_params
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Inputs = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
 
 
+class Network(Protocol):
+    """A flax module, or what stands for one: `flaxcnn.transfer.FrozenTrunk`."""
+
+    def apply(self, variables: Any, x: Any, **kwargs: Any) -> Any: ...
+
+
 def make_train_step(
-    model: nn.Module,
+    model: Network,
     tx: optax.GradientTransformationExtraArgs,
     *,
     num_classes: int,
@@ -28,6 +33,7 @@ def make_train_step(
     grad_accum: int = 1,
     augment: Inputs | None = None,
     aux_weights: Mapping[str, float] | None = None,
+    trained: str = ".*",
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A pure `train_step(state, batch) -> (state, metrics)`.
@@ -44,6 +50,8 @@ def make_train_step(
         `batch["image"]` as it is.
       aux_weights: of the auxiliary heads in the model's endpoints; their weighted
         losses are added to the loss.
+      trained: the parameters that are, see `split_params`. The others are constants of
+        the loss: what precedes the first trained layer has no backward pass.
       axis_name: of the mapped axis under pmap; None under jit.
 
     Returns:
@@ -56,12 +64,13 @@ def make_train_step(
         return lax.pmean(tree, axis_name) if axis_name else tree
 
     def loss_and_updates(
-        params: PyTree, others: PyTree, images: jax.Array, targets: jax.Array,
-        key: jax.Array,
+        params: PyTree, frozen: PyTree, others: PyTree, images: jax.Array,
+        targets: jax.Array, key: jax.Array,
     ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:  # fmt: skip
+        variables = {"params": merge(params, frozen), **others}
         (logits, ends), updates = model.apply(
-            {"params": params, **others}, images, train=True, endpoints=True,
-            mutable=list(others), rngs={"dropout": key},
+            variables, images, train=True, endpoints=True, mutable=list(others),
+            rngs={"dropout": key},
         )  # fmt: skip
         smooth = optax.smooth_labels(targets, label_smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
@@ -85,17 +94,17 @@ def make_train_step(
         if axis_name:
             dropout_key = jax.random.fold_in(dropout_key, device)
 
-        params = state.variables["params"]
+        params, frozen = split_params(state.variables["params"], trained)
         others = {k: v for k, v in state.variables.items() if k != "params"}
 
         def micro_step(carry: PyTree, xs: PyTree) -> tuple[PyTree, None]:
             others, sums = carry
-            (loss, (others, correct)), grads = grad(params, others, *xs)
+            (loss, (others, correct)), grads = grad(params, frozen, others, *xs)
             return (others, jax.tree.map(jnp.add, sums, (grads, loss, correct))), None
 
         if grad_accum == 1:
             (loss, (others, correct)), grads = grad(
-                params, others, images, targets, dropout_key
+                params, frozen, others, images, targets, dropout_key
             )
         else:
             split = functools.partial(_split, grad_accum)
@@ -108,8 +117,11 @@ def make_train_step(
 
         grads, loss, others = mean((grads, loss, others))
         updates, opt_state = tx.update(grads, state.opt_state, params, value=loss)
-        variables = {"params": optax.apply_updates(params, updates), **others}
-        average = state.ema and optax.incremental_update(variables, state.ema, 1 - ema)
+        params = merge(optax.apply_updates(params, updates), frozen)
+        variables = {"params": params, **others}
+        average = state.ema and jax.tree.map(  # exact for what does not change
+            lambda old, new: old + (1 - ema) * (new - old), state.ema, variables
+        )
         state = state.replace(
             step=state.step + 1, variables=variables, opt_state=opt_state, ema=average
         )
@@ -121,7 +133,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: nn.Module, num_classes: int, axis_name: str | None = None
+    model: Network, num_classes: int, axis_name: str | None = None
 ) -> Callable[[PyTree, Batch], Metrics]:
     """A pure `eval_step(variables, batch) -> metrics`.
 

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -30,10 +31,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         )
     try:
         # A key that is younger than the run had its default.
-        old = {**flatten(default_config()), **json.loads(path.read_text())}
+        old = {**_plain(default_config()), **json.loads(path.read_text())}
     except ValueError as error:
         raise FlaxcnnError(f"{path} is damaged ({error}); delete it") from error
-    new = json.loads(json.dumps(flatten(config)))
+    new = _plain(config)
     differences = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted({*old, *new} - {*FREE_KEYS})
@@ -44,6 +45,11 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} belongs to a run of another config ({'; '.join(differences)}); "
             "choose another --workdir"
         )
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(flatten(config)))
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:

@@ -1,26 +1,46 @@
-"""torchvision's ImageNet weights: files, accuracies, preprocessing.
+"""Published weights: files, accuracies, preprocessing, classes.
 
-From the metadata of torchvision 0.28 (`torchvision/models/*.py`). Needs no jax.
+torchvision's for ImageNet, from the metadata of torchvision 0.28
+(`torchvision/models/*.py`), and the CIFAR-10 ResNets of
+https://github.com/akamaster/pytorch_resnet_cifar10 (BSD 2-clause). Needs no jax.
 """
 
+import functools
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+from flaxcnn.errors import FlaxcnnError, unknown
+
+# Of the files, by the data set of their weights.
+DIRECTORIES = {
+    "imagenet": "https://download.pytorch.org/models",
+    "cifar10": "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
+    "pretrained_models",
+}
+CIFAR10 = (
+    "airplane", "automobile", "bird", "cat", "deer",
+    "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One published file of weights, trained on ImageNet-1k.
+    """One published file of weights.
 
     Attributes:
       model: registered name.
-      version: torchvision's name of these weights, without "IMAGENET1K_".
+      version: "AKAMASTER", or torchvision's name without "IMAGENET1K_".
       file: its name; what follows the last "-" begins its sha256.
-      top1: accuracy on ImageNet val, in [0, 1]; None: no usable classifier.
-      top5: likewise, of five guesses.
+      top1: accuracy on ImageNet val or CIFAR-10 test, in [0, 1]; None: no usable
+        classifier.
+      top5: likewise, of five guesses; None: not published.
       resize: shorter side before the crop, in pixels.
       crop: side of the central crop, in pixels.
       preprocess: normalisation, a kind of `flaxcnn.data.preprocess`. (torchvision's
         GoogLeNet and Inception v3 undo the ImageNet normalisation inside the model:
         the net proper sees "inception", [-1, 1].)
+      data: what they were trained on, "imagenet" (its 1000 classes) or "cifar10".
     """
 
     model: str
@@ -31,11 +51,91 @@ class Weights:
     resize: int = 256
     crop: int = 224
     preprocess: str = "imagenet"
+    data: str = "imagenet"
+
+    @property
+    def url(self) -> str:
+        """Where the file is published."""
+        return f"{DIRECTORIES[self.data]}/{self.file}"
+
+    @property
+    def sha256(self) -> str:
+        """The first hex digits of the file's sha256, 8 or 10."""
+        return Path(self.file).stem.rpartition("-")[-1]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in the order of the logits."""
+        return CIFAR10 if self.data == "cifar10" else imagenet_classes()
 
 
 def weights_of(model: str) -> tuple[Weights, ...]:
     """The weights of a registered name, the default first; () if there are none."""
     return tuple(weights for weights in CATALOG if weights.model == model)
+
+
+def weights_named(spec: str) -> Weights:
+    """The weights called "resnet50" (its default ones) or "resnet50:V1".
+
+    Raises:
+      FlaxcnnError: an unknown model or version, or a model without weights.
+    """
+    model, colon, version = spec.partition(":")
+    found = {weights.version: weights for weights in weights_of(model)}
+    if not found:
+        from flaxcnn.registry import list_models  # which imports this module
+
+        if model in list_models():
+            raise FlaxcnnError(
+                f"model {model}: no weights are published; give a path of your own"
+            )
+        names = {weights.model for weights in CATALOG}
+        raise unknown("model with published weights", model, names)
+    if not colon:
+        return next(iter(found.values()))
+    if version not in found:
+        raise FlaxcnnError(
+            f"unknown version {version!r} of {model}'s weights; "
+            f"there are: {', '.join(found)}"
+        )
+    return found[version]
+
+
+def weights_of_file(file: str | os.PathLike[str]) -> Weights | None:
+    """The published weights whose file has this name, in whatever directory."""
+    name = Path(file).name
+    return next((weights for weights in CATALOG if weights.file == name), None)
+
+
+def fetch_weights(weights: Weights) -> Path:
+    """The verified file: torch's own copy if there is one, else ours, downloaded once.
+
+    torch keeps it in `hub/checkpoints` of $TORCH_HOME (default: `torch` in
+    $XDG_CACHE_HOME or ~/.cache), flaxcnn in `flaxcnn/weights` of $XDG_CACHE_HOME or
+    ~/.cache.
+
+    Raises:
+      FlaxcnnError: no network (told after 8 seconds), or a file with another sha256.
+    """
+    from flaxcnn.data.preprocess import default_cache_dir  # slow: numpy, urllib
+    from flaxcnn.download import RemoteFile, fetch
+
+    cache = default_cache_dir()
+    torch_home = Path(os.environ.get("TORCH_HOME") or cache.with_name("torch"))
+    theirs = torch_home.expanduser() / "hub" / "checkpoints" / weights.file
+    ours = cache / "weights" / weights.file
+    return fetch(
+        RemoteFile(weights.url, weights.sha256),
+        theirs if os.path.exists(theirs) else ours,
+        f"put {weights.file} into {ours.parent} by hand, or give a path of your own",
+    )
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+    """The names of ImageNet-1k's classes, in the order of torchvision's logits."""
+    names = Path(__file__).with_name("imagenet.txt").read_text(encoding="utf-8")
+    return tuple(names.splitlines())
 
 
 # fmt: off
@@ -104,5 +204,17 @@ CATALOG = (
             0.73456, 0.91510),
     Weights("mnasnet1_3", "V1", "mnasnet1_3-a4c69d6f.pth",
             0.76506, 0.93522, resize=232),
+    Weights("resnet20_cifar", "AKAMASTER", "resnet20-12fca82f.th",
+            0.9173, None, resize=32, crop=32, data="cifar10"),
+    Weights("resnet32_cifar", "AKAMASTER", "resnet32-d509ac18.th",
+            0.9263, None, resize=32, crop=32, data="cifar10"),
+    Weights("resnet44_cifar", "AKAMASTER", "resnet44-014dd654.th",
+            0.9310, None, resize=32, crop=32, data="cifar10"),
+    Weights("resnet56_cifar", "AKAMASTER", "resnet56-4bfd9763.th",
+            0.9339, None, resize=32, crop=32, data="cifar10"),
+    Weights("resnet110_cifar", "AKAMASTER", "resnet110-1d1ed7c2.th",
+            0.9368, None, resize=32, crop=32, data="cifar10"),
+    Weights("resnet1202_cifar", "AKAMASTER", "resnet1202-f3b1deed.th",
+            0.9382, None, resize=32, crop=32, data="cifar10"),
 )
 # fmt: on

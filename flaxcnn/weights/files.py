@@ -1,22 +1,54 @@
-"""The native weights file: safetensors with everything that prediction needs.
+"""Files of weights: the native one, and those of others.
 
-Tensors are named by their path in the variables ("params/conv1/kernel"), those of the
-preprocessing by "preprocess/...". The metadata hold one JSON document.
+The native file is a safetensors file with everything that prediction needs. Tensors are
+named by their path in the variables ("params/conv1/kernel"), those of the preprocessing
+by "preprocess/...". The metadata hold one JSON document.
 """
 
 import json
 import os
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+import flaxcnn
 from flaxcnn.errors import FlaxcnnError
+from flaxcnn.weights.pth import read_pth
+from flaxcnn.weights.torch import as_state_dict
 
 KEY = "flaxcnn"
+EXPANSION = 20  # weights hardly compress: what unpacks to more is no file of weights
+
+
+def model_facts(
+    name: str, fields: Mapping[str, Any], classes: Sequence[str],
+    image_shape: Sequence[int], resize: int, preprocess: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The metadata of a model file.
+
+    Args:
+      name: registered name of the model.
+      fields: of the model.
+      classes: their names in the order of the logits.
+      image_shape: [H, W, C] of its input.
+      resize: shorter side of an image before its central crop.
+      preprocess: kind of the preprocessing.
+    """
+    return {
+        "version": flaxcnn.__version__,
+        "model": name,
+        "fields": dict(fields),
+        "classes": list(classes),
+        "image_shape": list(image_shape),
+        "resize": resize,
+        "preprocess": preprocess,
+    }
 
 
 def save_model(
@@ -28,11 +60,11 @@ def save_model(
     Args:
       path: of the file.
       variables: {"params": ..., "batch_stats": ...}.
-      metadata: JSON: the model's name and fields, classes, preprocessing, version.
+      metadata: JSON, see `model_facts`.
       preprocess: arrays of the fitted preprocessing.
     """
     tree = {**variables, "preprocess": preprocess}
-    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    flat = flatten_dict(tree, sep="/")
     arrays = {key: np.ascontiguousarray(value) for key, value in flat.items()}
     part = path.with_suffix(".part")
     part.write_bytes(save(arrays, {KEY: json.dumps(metadata)}))
@@ -47,18 +79,109 @@ def load_model(
     Raises:
       FlaxcnnError: no such file, or not one of ours.
     """
+    flat, metadata = _read_safetensors(path)
+    if KEY not in metadata:
+        raise FlaxcnnError(
+            f"{path} is not a model file of flaxcnn; `flaxcnn convert` makes one of it"
+        )
+    return _unpack(path, flat, metadata)
+
+
+def read_weights(
+    path: Path,
+) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, np.ndarray]]:
+    """The (state_dict, metadata, preprocess) of a file of weights of any kind.
+
+    Kinds: the native one; else metadata and preprocess are empty, and it is
+    `.safetensors` or `.npz` with torch's keys, as timm and Hugging Face have them, or
+    a file of torch.save (`.pth`), maybe of a checkpoint with more in it.
+
+    Raises:
+      FlaxcnnError: no such file, or it is damaged or not of its kind.
+    """
+    if not path.is_file():
+        raise FlaxcnnError(f"no file {path}; training writes model.safetensors")
+    if path.suffix == ".safetensors":
+        flat, metadata = _read_safetensors(path)
+        if KEY not in metadata:
+            return flat, {}, {}
+        variables, facts, preprocess = _unpack(path, flat, metadata)
+        return as_state_dict(variables), facts, preprocess
+    state_dict = _read_npz(path) if path.suffix == ".npz" else read_pth(path)
+    if not isinstance(state_dict, Mapping) or not all(map(_is_text, state_dict)):
+        raise FlaxcnnError(
+            f"{path} holds no state_dict; save model.state_dict() with torch.save"
+        )
+    return state_dict, {}, {}
+
+
+def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by torch's keys: `.npz`, or `.pth` where torch is installed.
+
+    Raises:
+      FlaxcnnError: another suffix, or no torch.
+    """
+    part = path.with_name(f"{path.name}.part")
+    if path.suffix == ".npz":
+        with part.open("wb") as file:
+            np.savez(file, **state_dict)  # type: ignore[arg-type]
+    elif path.suffix == ".pth":
+        try:
+            import torch
+        except ImportError:
+            raise FlaxcnnError(
+                f"writing {path} needs torch; `pip install torch`, or write .npz"
+            ) from None
+        arrays = {key: np.ascontiguousarray(x) for key, x in state_dict.items()}
+        torch.save({k: torch.from_numpy(x) for k, x in arrays.items()}, part)
+    else:
+        raise FlaxcnnError(f"{path}: write .safetensors, .npz or .pth")
+    os.replace(part, path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, "numpy") as file:
-            metadata = json.loads((file.metadata() or {})[KEY])
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return flat, file.metadata() or {}
     except FileNotFoundError:
         raise FlaxcnnError(
             f"no file {path}; training writes model.safetensors"
         ) from None
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise FlaxcnnError(
-            f"{path} is not a model file of flaxcnn ({type(error).__name__}: {error})"
-        ) from error
-    tree = flax.traverse_util.unflatten_dict(flat, sep="/")
+    except (SafetensorError, OSError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _unpack(
+    path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        facts = json.loads(metadata[KEY])
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from error
+    tree = unflatten_dict(flat, sep="/")
     preprocess = tree.pop("preprocess", {})
-    return tree, metadata, preprocess
+    return tree, facts, preprocess
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > EXPANSION * path.stat().st_size:
+            raise FlaxcnnError(f"{path} unpacks to {size:,} bytes: no file of weights")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, MemoryError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> FlaxcnnError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return FlaxcnnError(
+        f"{path} is damaged or no file of weights ({reason}); download or copy it again"
+    )
+
+
+def _is_text(key: Any) -> bool:
+    return isinstance(key, str)

@@ -11,15 +11,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.registry import create_model, model_info
+from flaxcnn.structure import variable_shapes
 
 Variables = dict[str, Any]
+Path = tuple[str, ...]
 
 LEAVES = {  # flax: torch
     "kernel": "weight",
@@ -39,65 +39,104 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **fields: Any) -> Varia
     Args:
       name: registered name.
       state_dict: torch tensors or numpy arrays by torch's keys; or a checkpoint with
-        one inside, under "state_dict". Prefixes `module.` go, torchvision's old keys of
-        DenseNet are translated, auxiliary heads are left out unless the model has them.
+        one inside, under "state_dict" or "model". Prefixes `module.` go, torchvision's
+        old keys of DenseNet are translated, auxiliary heads are left out unless the
+        model has them.
       **fields: the model's fields where they differ from its row's (`num_classes=10`).
 
     Returns:
       {"params": ..., "batch_stats": ...} of float32 numpy arrays.
 
     Raises:
-      FlaxcnnError: keys are missing, unexpected or of another shape: all of them.
+      FlaxcnnError: keys are missing, unexpected, of another shape or not finite: all of
+        them.
     """
-    rest = _todays_keys(state_dict)
+    return unflatten_dict(convert(name, _template(name, fields), state_dict))
+
+
+def convert(
+    name: str, template: Mapping[Path, Any], state_dict: Mapping[str, Any],
+    source: object = "the state_dict",
+) -> dict[Path, np.ndarray]:  # fmt: skip
+    """As `from_torch`, for the variables of `template`: leaves with shapes, by path.
+
+    The message of an error begins with `source`.
+    """
+    rest = todays_keys(state_dict)
     variables, wrong = {}, []
-    for path, leaf in _template(name, fields).items():
-        key = _key(path)
+    for path, leaf in template.items():
+        key = torch_key(path)
         if key not in rest:
             wrong.append(f"missing {key}")
             continue
-        array = np.asarray(rest.pop(key)).astype(np.float32)  # always a copy
+        try:
+            array = _float32(rest.pop(key))
+        except (TypeError, ValueError):
+            wrong.append(f"{key} is no array of numbers")
+            continue
         variables[path] = _to_flax(array, path[-1], leaf.shape)
         if variables[path].shape != leaf.shape:
-            expected = _to_torch(np.empty(leaf.shape), path[-1]).shape
+            expected = torch_shape(path, leaf)
             wrong.append(f"{key} has shape {array.shape}, not {expected}")
+        elif not np.isfinite(array).all():
+            wrong.append(f"{key} has values that are not finite")
     wrong += [f"unexpected {key}" for key in rest if not OPTIONAL.search(key)]
     if wrong:
         raise FlaxcnnError(
-            f"the state_dict is not {name}'s: {'; '.join(wrong)}; is it of another "
-            "model, or are num_classes or aux_logits others?"
+            f"{source} is not {name}'s: {'; '.join(wrong)}; is it of another model, or "
+            "are num_classes or aux_logits others?"
         )
-    return flax.traverse_util.unflatten_dict(variables)
+    return variables
 
 
-def to_torch(name: str, variables: Variables) -> dict[str, np.ndarray]:
+def to_torch(name: str, variables: Variables, **fields: Any) -> dict[str, np.ndarray]:
     """The state_dict (numpy arrays by torch's keys) of a model's variables.
 
-    The inverse of `from_torch`.
+    The inverse of `from_torch`, with the same fields and errors.
     """
-    flat = flax.traverse_util.flatten_dict(variables)
-    return {_key(path): _to_torch(np.asarray(a), path[-1]) for path, a in flat.items()}
+    state_dict = as_state_dict(variables)
+    convert(name, _template(name, fields), state_dict)
+    return state_dict
 
 
-def _todays_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def as_state_dict(variables: Variables) -> dict[str, np.ndarray]:
+    """The arrays by torch's keys, whatever the model."""
+    flat = flatten_dict(variables)
+    return {torch_key(p): _to_torch(np.asarray(x), p[-1]) for p, x in flat.items()}
+
+
+def torch_key(path: Path) -> str:
+    """torch's key of the variable ("params", "layer1.0", "conv1", "kernel")."""
+    _, *modules, leaf = path
+    return ".".join([*modules, LEAVES.get(leaf, leaf)])
+
+
+def torch_shape(path: Path, leaf: Any) -> tuple[int, ...]:
+    """torch's shape of a variable of leaf's shape."""
+    return _to_torch(np.empty(leaf.shape, bool), path[-1]).shape
+
+
+def todays_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays by the keys that torchvision gives them now."""
-    arrays = state_dict.get("state_dict", state_dict)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), Mapping):
+            state_dict = state_dict[wrapper]
     return {
         OLD_DENSENET.sub(r"\1\2.", key.removeprefix("module.")): array
-        for key, array in arrays.items()
+        for key, array in state_dict.items()
     }
 
 
-def _template(name: str, fields: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+def _template(name: str, fields: dict[str, Any]) -> dict[Path, Any]:
     model = create_model(name, **fields)
-    x = jnp.zeros((1, *model_info(name).input_size))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
-    return flax.traverse_util.flatten_dict(shapes)
+    return flatten_dict(variable_shapes(model, model_info(name).input_size))
 
 
-def _key(path: tuple[str, ...]) -> str:
-    _, *modules, leaf = path
-    return ".".join([*modules, LEAVES.get(leaf, leaf)])
+def _float32(array: Any) -> np.ndarray:
+    """A copy, of a numpy array or a torch tensor of any type on any device."""
+    if hasattr(array, "detach"):
+        array = array.detach().float().cpu()
+    return np.asarray(array).astype(np.float32)
 
 
 def _to_flax(array: np.ndarray, leaf: str, shape: tuple[int, ...]) -> np.ndarray:

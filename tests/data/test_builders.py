@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flaxcnn import download
 from flaxcnn.data import builders
-from flaxcnn.data.builders import Archive, prepare
+from flaxcnn.data.builders import prepare
 from flaxcnn.data.sources import as_arrays, load_source
+from flaxcnn.download import RemoteFile
 from flaxcnn.errors import FlaxcnnError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -39,7 +41,7 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
         for file, content in files.items():
             (directory / file).write_bytes(content)
         table = [
-            Archive(f"http://nowhere.invalid/a/{f}", len(c), _sha(c))
+            RemoteFile(f"http://nowhere.invalid/a/{f}", _sha(c), len(c))
             for f, c in files.items()
         ]
         monkeypatch.setattr(builders, "_archives", {name: table}.__getitem__)
@@ -300,8 +302,8 @@ def test_offline_fails_soon_in_one_line(
     root = put("mnist", _mnist_files()[0])
     missing = root / "downloads" / "train-images-idx3-ubyte.gz"
     missing.unlink()
-    assert builders.CONNECT_SECONDS <= 8
-    monkeypatch.setattr(builders, "CONNECT_SECONDS", 0.3)
+    assert download.CONNECT_SECONDS <= 8
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.3)
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
     monkeypatch.setenv("no_proxy", "*")
     start = time.monotonic()
@@ -336,7 +338,7 @@ def test_download(
     monkeypatch.setenv("no_proxy", "*")
     site, url = server
     content = _random(3, 3_000_000).tobytes()
-    archive = Archive(f"{url}/a.bin", len(content), _sha(content))
+    archive = RemoteFile(f"{url}/a.bin", _sha(content), len(content))
     target = tmp_path / "downloads"
 
     message = _one_line(lambda: builders.fetch([archive], target))
@@ -357,6 +359,6 @@ def test_nothing_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        archive = Archive(f"http://127.0.0.1:{free.getsockname()[1]}/a.bin", 1, "")
+        archive = RemoteFile(f"http://127.0.0.1:{free.getsockname()[1]}/a.bin", "", 1)
     message = _one_line(lambda: builders.fetch([archive], tmp_path))
     assert "refused" in message

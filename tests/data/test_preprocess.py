@@ -10,8 +10,8 @@ import pytest
 from flaxcnn.data import preprocess
 from flaxcnn.data.preprocess import apply, fit
 from flaxcnn.errors import FlaxcnnError
+from tests.paths import REAL_DATA
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 SHAPE = (6, 5, 3)
 SIZE = 6 * 5 * 3
 
@@ -95,6 +95,15 @@ def test_imagenet_255_is_caffes(images: np.ndarray) -> None:
     out = _apply(fit("imagenet_255", images), images)
     mean = 255 * np.array([0.48235, 0.45882, 0.40784])
     np.testing.assert_allclose(out, images - mean, atol=1e-3)
+
+
+def test_caffe_is_blue_green_red_less_the_mean(images: np.ndarray) -> None:
+    out = _apply(fit("caffe", images), images)
+    red, green, blue = np.moveaxis(images.astype(np.float64), -1, 0)
+    expected = np.stack([blue - 103.939, green - 116.779, red - 123.68], -1)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    rgb = _apply(fit("imagenet_255", images), images)
+    np.testing.assert_allclose(out[..., ::-1], rgb, atol=0.7)  # their means differ
 
 
 def test_gcn_rows_have_mean_0_and_norm_55(images: np.ndarray) -> None:
@@ -196,17 +205,21 @@ def test_errors(images: np.ndarray, tmp_path: Path) -> None:
     fitted = fit("gcn_zca", images, tmp_path)
     with pytest.raises(FlaxcnnError, match=r"fitted for 90 values.*\[8, 8, 1\]"):
         apply("gcn_zca", fitted.arrays, jnp.zeros((2, 8, 8, 1)))
-    fitted = fit("imagenet", images)
-    with pytest.raises(FlaxcnnError, match="fitted for 3 values"):
-        apply("imagenet", fitted.arrays, jnp.zeros((2, 8, 8, 1)))
+    for kind in "imagenet", "caffe":
+        fitted = fit(kind, images)
+        for channels in 1, 4:
+            with pytest.raises(FlaxcnnError, match="fitted for 3 values"):
+                apply(kind, fitted.arrays, jnp.zeros((2, 8, 8, channels)))
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not (SHARED / "tfds").is_dir(), reason="needs ../shared/data/tfds")
+@pytest.mark.skipif(
+    not (REAL_DATA / "tfds").is_dir(), reason="needs ../shared/data/tfds"
+)
 def test_cifar10(tmp_path: Path) -> None:
     from flaxcnn.data.sources import as_arrays, load_source
 
-    source = load_source("tfds:cifar10", "train", data_dir=str(SHARED / "tfds"))
+    source = load_source("tfds:cifar10", "train", data_dir=str(REAL_DATA / "tfds"))
     images, _ = as_arrays(source)
     statistics = fit("standardize", images).arrays
     np.testing.assert_allclose(statistics["mean"], (0.4914, 0.4822, 0.4465), atol=1e-4)

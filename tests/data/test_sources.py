@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxcnn.data.sources import as_arrays, decode_image, load_source
+from flaxcnn.data.sources import as_arrays, load_source
 from flaxcnn.errors import FlaxcnnError
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from tests.paths import REAL_DATA
 
 
 def _one_line(call: Callable[[], object]) -> str:
@@ -64,6 +62,8 @@ def test_digits_grow_to_the_image_size() -> None:
     assert images.shape == (359, 32, 32, 1)
     means = images.reshape(359, 8, 4, 8, 4).mean((2, 4))  # shrunk again by averaging
     assert np.abs(means - as_arrays(small)[0][..., 0]).mean() < 20
+    cropped = load_source("digits", "test", image_size=24, resize=32)
+    np.testing.assert_array_equal(as_arrays(cropped)[0], images[:, 4:-4, 4:-4])
 
 
 @pytest.mark.parametrize(
@@ -106,104 +106,6 @@ def test_digits_and_folders_work_without_tfds(
     assert len(load_source(f"folder:{tmp_path}", "train")) == 1
     message = _one_line(lambda: load_source("tfds:cifar10", "train"))
     assert "pip install tensorflow-datasets" in message
-
-
-# decoding
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix"),
-    [
-        ("RGB", ".png"),
-        ("L", ".png"),
-        ("1", ".png"),
-        ("LA", ".png"),
-        ("P", ".png"),
-        ("RGBA", ".png"),
-        ("RGBA", ".webp"),
-        ("CMYK", ".jpg"),
-        ("CMYK", ".tif"),
-        ("I;16", ".png"),
-        ("I;16", ".tif"),
-        ("I", ".tif"),
-    ],
-)
-def test_every_mode_becomes_rgb(mode: str, suffix: str, tmp_path: Path) -> None:
-    grey = np.linspace(0, 255, 32 * 32).astype(np.uint8).reshape(32, 32)
-    if mode.startswith("I"):
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-        image = image.convert("I") if mode == "I" else image
-    else:
-        image = Image.fromarray(grey).convert("RGB").convert(mode)
-    assert image.mode == mode
-    file = tmp_path / f"image{suffix}"
-    image.save(file)
-    decoded = decode_image(file)
-    assert decoded.shape == (32, 32, 3)
-    assert decoded.dtype == np.uint8
-    # "1" and "P" are dithered; JPEG and WebP are lossy.
-    near = {"1": 255, "P": 60}.get(mode, 6 if suffix in (".jpg", ".webp") else 0)
-    difference = decoded.astype(int) - grey[..., None]
-    assert np.abs(difference).max() <= near
-    assert np.abs(difference.mean()) < 4
-    assert decode_image(file, channels=1).shape == (32, 32, 1)
-
-
-def test_a_transparent_palette_is_no_warning(tmp_path: Path) -> None:
-    image = Image.fromarray(_noise(8, 8)).quantize(8)
-    image.save(tmp_path / "a.png", transparency=bytes(range(8)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        decoded = decode_image(tmp_path / "a.png")
-    np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(orientation: int, tmp_path: Path) -> None:
-    upright = np.zeros((24, 40, 3), np.uint8)
-    upright[:8, :8] = 255  # the top left corner is white
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(upright, -1),
-    }[orientation]
-    image = Image.fromarray(np.ascontiguousarray(stored))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    decoded = decode_image(tmp_path / "a.jpg")
-    assert decoded.shape == (24, 40, 3)
-    assert np.abs(decoded.astype(int) - upright).max() < 30
-
-
-@pytest.mark.parametrize(("height", "width"), [(60, 100), (100, 60), (30, 30), (7, 49)])
-def test_image_size_is_the_centre_square(
-    height: int, width: int, tmp_path: Path
-) -> None:
-    pixels = np.zeros((height, width, 3), np.uint8)
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    pixels[top : top + side, left : left + side] = 200  # the rest is cut off
-    file = _save(tmp_path / "a.png", pixels)
-    square = decode_image(file, image_size=20)
-    assert square.shape == (20, 20, 3)
-    assert square[1:-1, 1:-1].min() == 200
-
-
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> None:
-    rows, columns = np.mgrid[0:1200, 0:1600]
-    waves = 127 + 100 * np.sin(rows / 97) * np.cos(columns / 61)
-    pixels = np.stack([waves, waves[::-1], waves[:, ::-1]], -1).astype(np.uint8)
-    _save(tmp_path / "a.jpg", pixels)
-    _save(tmp_path / "a.png", pixels)
-    jpeg = decode_image(tmp_path / "a.jpg", image_size=64).astype(int)
-    assert np.abs(jpeg - decode_image(tmp_path / "a.png", image_size=64)).mean() < 2
-    assert decode_image(tmp_path / "a.jpg").shape == (1200, 1600, 3)
 
 
 # folder
@@ -253,6 +155,11 @@ def test_different_sizes_need_an_image_size(folder: Path) -> None:
     assert "set data.image_size" in _one_line(lambda: as_arrays(source))
     source = load_source(f"folder:{folder}", "train", image_size=5)
     assert as_arrays(source)[0].shape == (5, 5, 5, 3)
+    source = load_source(f"folder:{folder}", "train", image_size=5, resize=7)
+    image = Image.fromarray(_noise(6, 8, seed=2)).resize(
+        (9, 7), Image.Resampling.BILINEAR
+    )
+    np.testing.assert_array_equal(source[2]["image"], np.asarray(image)[1:6, 2:7])
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
@@ -290,15 +197,15 @@ def test_what_a_folder_may_lack(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not (SHARED / "hymenoptera").is_dir(), reason="needs ../shared/data/hymenoptera"
+    not (REAL_DATA / "hymenoptera").is_dir(), reason="needs ../shared/data/hymenoptera"
 )
 def test_photographs() -> None:
-    source = load_source(f"folder:{SHARED / 'hymenoptera'}", "test", image_size=64)
+    source = load_source(f"folder:{REAL_DATA / 'hymenoptera'}", "test", image_size=64)
     images, labels = as_arrays(source)
     assert source.classes == ("ants", "bees")
     assert images.shape == (153, 64, 64, 3)
     np.testing.assert_array_equal(np.bincount(labels), [70, 83])
-    whole = load_source(f"folder:{SHARED / 'hymenoptera'}", "train")
+    whole = load_source(f"folder:{REAL_DATA / 'hymenoptera'}", "train")
     assert len(whole) == 244
     assert whole[0]["image"].shape != whole[1]["image"].shape
 
@@ -310,7 +217,7 @@ needs_tfds = pytest.mark.skipif(
     reason="needs tensorflow_datasets",
 )
 needs_prepared = pytest.mark.skipif(
-    not (SHARED / "tfds").is_dir(), reason="needs ../shared/data/tfds"
+    not (REAL_DATA / "tfds").is_dir(), reason="needs ../shared/data/tfds"
 )
 
 
@@ -329,7 +236,7 @@ def test_unprepared_and_unknown_tfds_names(tmp_path: Path) -> None:
 @needs_tfds
 @needs_prepared
 def test_prepared_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(SHARED / "tfds"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(REAL_DATA / "tfds"))
     images, _ = as_arrays(load_source("tfds:mnist", "test", limit=500))
     assert images.shape == (500, 28, 28, 1)
     source = load_source("tfds:cifar10", "train")
@@ -337,12 +244,14 @@ def test_prepared_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert source.classes[:3] == ("airplane", "automobile", "bird")
     import tensorflow_datasets as tfds
 
-    plain = tfds.data_source("cifar10", split="train", data_dir=SHARED / "tfds")
+    plain = tfds.data_source("cifar10", split="train", data_dir=REAL_DATA / "tfds")
     for index in 0, 1, 49_999:
         np.testing.assert_array_equal(source[index]["image"], plain[index]["image"])
         assert source[index]["label"] == plain[index]["label"]
     versioned = load_source("tfds:cifar10/3.0.2", "test", image_size=8)
     assert versioned[9_999]["image"].shape == (8, 8, 3)
+    cropped = load_source("tfds:cifar10/3.0.2", "train", image_size=24, resize=32)
+    np.testing.assert_array_equal(cropped[1]["image"], source[1]["image"][4:-4, 4:-4])
 
 
 @pytest.mark.long
@@ -350,7 +259,7 @@ def test_prepared_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_prepared
 def test_all_of_cifar10() -> None:
     for split, count in ("train", 5000), ("test", 1000):
-        source = load_source("tfds:cifar10", split, data_dir=str(SHARED / "tfds"))
+        source = load_source("tfds:cifar10", split, data_dir=str(REAL_DATA / "tfds"))
         images, labels = as_arrays(source)
         np.testing.assert_array_equal(np.bincount(labels), [count] * 10)
         mean = images.mean((0, 1, 2), np.float64) / 255

@@ -215,7 +215,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32(debug_config, tmp_path):
         ({"eval_every": "0 epochs"}, "config.eval_every='0 epochs'; write"),
         ({"log_every": "never"}, "config.log_every='never' is no duration"),
         ({"data__preprocess": "imagenet"}, "images of shape [8, 8, 1] have 1"),
-        ({"optim__freeze": "nothing"}, "'nothing' matches no parameter"),
+        ({"transfer__train": "nothing"}, "'nothing' matches no parameter"),
         ({"optim__schedule": "plateau", "optim__gamma": 1}, "gamma"),
         ({"grad_accum": 5}, "is not divisible by 1 devices x 5 micro-batches; use 30"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.train.config import Durations, default_config
-from flaxcnn.train.optim import check_masks, make_optimizer, make_schedule
+from flaxcnn.train.optim import check_mask, make_optimizer, make_schedule
 
 DURATIONS = Durations(examples=100, batch_size=10)  # 10 steps an epoch
 
@@ -115,8 +115,8 @@ def test_updates_equal_those_of_torch(values, make):
     )
 
 
-def updates_of(values, params, grads):
-    tx = make_optimizer(optim(**values), DURATIONS, 100)
+def updates_of(values, params, grads, factors=()):
+    tx = make_optimizer(optim(**values), DURATIONS, 100, factors)
     return tx.update(grads, tx.init(params), params, value=jnp.float32(0))[0]
 
 
@@ -135,10 +135,17 @@ def test_decay_mask():
     np.testing.assert_allclose(everything["fc"]["bias"], -0.05)
 
 
-def test_freeze():
-    updates = updates_of(dict(freeze="conv/.*"), PARAMS, PARAMS)
-    np.testing.assert_array_equal(updates["conv"]["kernel"], 0)
-    np.testing.assert_allclose(updates["fc"]["bias"], -0.5)
+def test_factors_scale_the_learning_rate_of_the_first_mask_that_matches():
+    factors = [("fc/.*", 1.0), (".*kernel", 0.1), (".*", 0.01)]
+    for name in ("sgd", "adam"):
+        base = updates_of(dict(name=name), PARAMS, PARAMS)
+        updates = updates_of(dict(name=name), PARAMS, PARAMS, factors)
+        for path, factor in {("conv", "kernel"): 0.1, ("conv", "bias"): 0.01,
+                             ("fc", "bias"): 1.0}.items():  # fmt: skip
+            (module, leaf) = path
+            np.testing.assert_allclose(
+                updates[module][leaf], factor * base[module][leaf], rtol=1e-6
+            )
 
 
 def test_clip():
@@ -155,26 +162,21 @@ def test_other_optimizers_by_name(name):
     assert float(updates["layer"]["kernel"].mean()) < 0
 
 
-def test_frozen_kernels_do_not_confuse_the_decay_mask():
-    updates = updates_of(dict(freeze=".*kernel", weight_decay=0.1), PARAMS, PARAMS)
-    np.testing.assert_array_equal(updates["conv"]["kernel"], 0)
-
-
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("mask", "message"),
     [
         (
-            dict(decay_mask="kernels", weight_decay=0.1),
-            "'kernels' matches no parameter",
+            "kernels",
+            "config.optim.decay_mask='kernels' matches no parameter; there are",
         ),
-        (dict(freeze="("), "config.optim.freeze='(' is no regular expression"),
-        (dict(freeze=".*"), "matches every parameter"),
+        ("(", "config.optim.decay_mask='(' is no regular expression"),
     ],
 )
-def test_masks_that_cannot_be_meant(values, message):
+def test_masks_that_cannot_be_meant(mask, message):
     with pytest.raises(FlaxcnnError) as error:
-        check_masks(optim(**values), PARAMS)
+        check_mask("config.optim.decay_mask", mask, PARAMS)
     assert message in str(error.value)
+    check_mask("config.optim.decay_mask", ".*kernel", PARAMS)
 
 
 def test_a_warmup_longer_than_the_run():

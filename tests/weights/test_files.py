@@ -44,7 +44,7 @@ def test_files_that_are_not_ours(tmp_path):
     broken = tmp_path / "broken.safetensors"
     save_model(broken, VARIABLES, {}, {})
     broken.write_bytes(broken.read_bytes()[:-4])
-    with pytest.raises(FlaxcnnError, match=r"broken\.safetensors is not a model file"):
+    with pytest.raises(FlaxcnnError, match=r"broken\.safetensors is damaged"):
         load_model(broken)
     from safetensors.numpy import save_file
 

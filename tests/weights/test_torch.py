@@ -99,7 +99,7 @@ def test_old_keys_of_densenet():
 def test_auxiliary_heads_are_left_out_unless_asked_for():
     """torchvision's GoogLeNet file has them."""
     everything = random_variables("googlenet", aux_logits=True)
-    state = to_torch("googlenet", everything)
+    state = to_torch("googlenet", everything, aux_logits=True)
     assert any(key.startswith("aux1.") for key in state)
     again = from_torch("googlenet", state, aux_logits=True)
     jax.tree.map(np.testing.assert_array_equal, everything, again)

@@ -1,0 +1,144 @@
+"""Image files as uint8 arrays, cut to size as ImageNet models are evaluated."""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from flaxcnn.errors import FlaxcnnError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def image_files(directory: Path) -> list[Path]:
+    """The files of SUFFIXES anywhere below a directory, sorted; no hidden ones."""
+    found = (p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in found if not p.name.startswith(".") and not p.is_dir())
+
+
+def read_image(
+    path: str | Path,
+    image_size: int | None = None,
+    resize: int | None = None,
+    channels: int = 3,
+) -> np.ndarray:
+    """The image file `path` as `decode_image` gives it: uint8 [H, W, channels].
+
+    Raises:
+      FlaxcnnError: no such file, or not a whole image, with its name; wrong sizes.
+    """
+    check_sizes(image_size, resize)
+    try:
+        return decode_image(path, channels, image_size, resize)
+    except FileNotFoundError as error:
+        raise FlaxcnnError(f"{path}: no such file; check its name") from error
+    except IsADirectoryError as error:
+        raise FlaxcnnError(f"{path}: a directory; name an image file") from error
+    except UnidentifiedImageError as error:
+        raise FlaxcnnError(f"{path}: not an image; replace or delete it") from error
+    except Exception as error:  # a codec raises whatever it likes
+        raise FlaxcnnError(
+            f"{path}: cannot decode this image ({reason(error)}); replace or delete it"
+        ) from error
+
+
+def check_sizes(image_size: int | None, resize: int | None) -> None:
+    """Whether a crop of `image_size` pixels fits an image resized to `resize`.
+
+    Raises:
+      FlaxcnnError: it does not, or there is a `resize` without an `image_size`.
+    """
+    if image_size is not None and image_size < 1:
+        raise FlaxcnnError(f"data.image_size={image_size}; use a number of pixels")
+    if resize and image_size is None:
+        raise FlaxcnnError(f"data.resize={resize} has no crop; set data.image_size too")
+    if resize and image_size and resize < image_size:
+        raise FlaxcnnError(
+            f"data.resize={resize} is less than the crop, data.image_size={image_size};"
+            f" use {image_size} or more, or 0 for the same"
+        )
+
+
+def decode_image(
+    file: str | Path | IO[bytes],
+    channels: int = 3,
+    image_size: int | None = None,
+    resize: int | None = None,
+) -> np.ndarray:
+    """The image in `file` (a path or a binary stream): uint8 [H, W, channels].
+
+    Turned upright by its EXIF orientation and converted to RGB (or grey), whatever its
+    mode: 16 bits keep the upper 8, transparency is dropped (the colours below it show),
+    an animation gives its first frame. With `image_size`, as `square` makes it: bit for
+    bit torchvision's Resize and CenterCrop, but for a JPEG whose sides are four times
+    `resize` or more. That is decoded at 1/2, 1/4 or 1/8, at least 2 `resize` large,
+    which is faster and close.
+
+    Args:
+      file: of any format that Pillow knows.
+      channels: 3 or 1.
+      image_size: side of the central crop; None: the whole image.
+      resize: shorter side before the crop; None or 0: `image_size`.
+
+    Raises:
+      OSError, ValueError, SyntaxError, ...: Pillow cannot decode it, all of it.
+      ValueError: pixels that are floats or beyond 16 bits: their white is unknown.
+      PIL.Image.DecompressionBombError: more pixels than PIL.Image.MAX_IMAGE_PIXELS.
+    """
+    with Image.open(file) as opened:
+        _check_area(*opened.size)
+        if image_size:
+            side = 2 * (resize or image_size)
+            opened.draft("RGB", (side, side))
+        image: Image.Image = opened
+        if image.getexif():
+            image = ImageOps.exif_transpose(image)
+        image = _to_8_bits(image).convert({1: "L", 3: "RGB"}[channels])
+        if image_size:
+            image = square(image, image_size, resize)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def square(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
+    """The centre [size, size] of an image whose shorter side is first made `resize`.
+
+    Bilinear and antialiased, the longer side and the offsets rounded as torchvision
+    rounds them; `resize` None or 0: `size`, the largest central square.
+
+    Raises:
+      PIL.Image.DecompressionBombError: a strip that would grow beyond the limit.
+    """
+    short = min(image.size)
+    width, height = (int((resize or size) * side / short) for side in image.size)
+    _check_area(width, height)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def reason(error: Exception) -> str:
+    """An exception in one line of at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _check_area(width: int, height: int) -> None:
+    """Pillow only warns up to twice its limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and width * height > limit:
+        raise Image.DecompressionBombError(
+            f"{width} x {height} pixels, the limit is {limit}"
+        )
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Where `convert` would clip the values, or warn."""
+    if image.mode == "F":
+        raise ValueError("floating point pixels of unknown range, not 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("pixels outside 0..65535, not 8 or 16 bits")
+        return Image.fromarray((values // 256).astype(np.uint8))
+    # Pillow warns about a palette's transparency.
+    return image.convert("RGBA") if image.mode == "P" else image

@@ -1,0 +1,215 @@
+"""What a trained network says of images: predictions and evaluations."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import unflatten_dict
+from scipy.special import logsumexp
+
+from flaxcnn.data import preprocess as preprocessing
+from flaxcnn.data.images import read_image
+from flaxcnn.data.pipeline import EvalOrder, HostPipeline
+from flaxcnn.data.preprocess import Preprocess
+from flaxcnn.data.sources import Source
+from flaxcnn.errors import FlaxcnnError, unknown
+from flaxcnn.registry import list_models, model_fields, model_info
+from flaxcnn.weights.catalog import imagenet_classes
+from flaxcnn.weights.files import model_facts, save_model
+from flaxcnn.weights.pretrained import WeightsFile, file_model, open_weights, take
+
+FITTED = ("standardize", "gcn_zca")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network, its weights, and what an image needs on its way to it.
+
+    Attributes:
+      name: registered name.
+      model: the network.
+      variables: {"params", "batch_stats"}.
+      classes: their names in the order of the logits.
+      image_shape: [H, W, C] of its input.
+      resize: shorter side of an image before its central crop.
+      preprocess: fitted.
+    """
+
+    name: str
+    model: nn.Module
+    variables: dict[str, Any]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    resize: int
+    preprocess: Preprocess
+
+    def logits(self, images: np.ndarray) -> jax.Array:
+        """Logits [N, classes] of images, uint8 [N, H, W, C]."""
+        return self._forward(self.variables, self.preprocess.arrays, images)
+
+    @functools.cached_property
+    def _forward(self) -> Any:
+        @jax.jit
+        def forward(variables: Any, arrays: Any, images: jax.Array) -> Any:
+            x = preprocessing.apply(self.preprocess.kind, arrays, images)
+            return self.model.apply(variables, x, train=False)
+
+        return forward
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """An image file as the network takes it: uint8 [H, W, C].
+
+        Raises:
+          FlaxcnnError: it cannot be read.
+        """
+        size, _, channels = self.image_shape
+        return read_image(path, size, max(size, self.resize), channels)
+
+    def predict(
+        self, images: np.ndarray, top: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """For each image its likeliest classes with their probabilities.
+
+        Args:
+          images: uint8 [N, H, W, C].
+          top: how many classes.
+        """
+        probabilities = np.asarray(jax.nn.softmax(self.logits(images)))
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        return [
+            [(self.classes[k], float(row[k])) for k in chosen]
+            for row, chosen in zip(probabilities, best, strict=True)
+        ]
+
+    def save(self, path: Path) -> None:
+        """Writes a model file that needs nothing else."""
+        fields = {key: getattr(self.model, key) for key in model_fields(self.name)}
+        facts = model_facts(
+            self.name, fields, self.classes, self.image_shape, self.resize,
+            self.preprocess.kind,
+        )  # fmt: skip
+        save_model(path, jax.device_get(self.variables), facts, self.preprocess.arrays)
+
+    def evaluate(self, source: Source, batch_size: int = 128) -> dict[str, float]:
+        """Loss and accuracies over all samples of a source, each counted once.
+
+        Returns:
+          {"loss", "accuracy", "top5", "count"}: the mean cross-entropy, accuracies in
+          [0, 1], and the number of samples.
+
+        Raises:
+          FlaxcnnError: the source has other classes, or images of another shape.
+        """
+        if source.num_classes != len(self.classes):
+            raise FlaxcnnError(
+                f"{source.name} has {source.num_classes} classes, {self.name} was "
+                f"trained on {len(self.classes)}"
+            )
+        sums = np.zeros(4)
+        for images, labels, mask in _batches(source, batch_size):
+            logits = np.asarray(self.logits(images), np.float64)[mask]
+            labels = labels[mask]
+            right = logits[np.arange(len(logits)), labels]
+            losses = logsumexp(logits, axis=1) - right
+            hits = logits.argmax(axis=1) == labels
+            hits5 = (logits > right[:, None]).sum(axis=1) < 5
+            sums += losses.sum(), hits.sum(), hits5.sum(), len(labels)
+        assert sums[3] == len(source), "not every sample once"
+        loss, accuracy, top5 = sums[:3] / sums[3]
+        return {"loss": loss, "accuracy": accuracy, "top5": top5, "count": sums[3]}
+
+
+def load_classifier(
+    source: str | Path,
+    model: str | None = None,
+    *,
+    preprocess: str | None = None,
+    image_size: int | None = None,
+    resize: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> Classifier:
+    """A network for prediction, from `model.safetensors` of a run or other weights.
+
+    What the file, or the catalogue of published weights, does not say, is taken from
+    the arguments, which come first, or else from the model's row.
+
+    Args:
+      source: as of `open_weights`: a file, or "resnet50", "resnet50:V1".
+      model: registered name.
+      preprocess: a kind of `flaxcnn.data.preprocess`.
+      image_size: side of the central crop in pixels.
+      resize: shorter side before the crop; default: 8/7 of a crop of 224 or more.
+      classes: names in the order of the logits; default: ImageNet's for 1000.
+
+    Raises:
+      FlaxcnnError: a file that does not fit, or that does not say enough.
+    """
+    file = open_weights(source)
+    name = model or file.facts.get("model")
+    if name is None:
+        raise FlaxcnnError(
+            f"{file.path} does not say which model it is of; give it: --model=<name>"
+        )
+    if name not in list_models():
+        raise unknown("model", name, list_models())
+    net, (height, width, channels) = file_model(file, name, None, {})
+    if image_size:
+        height = width = image_size
+    variables, _ = take(file, name, net, (height, width, channels))
+    default = height * 8 // 7 if height >= 224 else height
+    if image_size is None:
+        default = file.facts.get("resize", default)
+    count = net.num_classes
+    return Classifier(
+        name=name,
+        model=net,
+        variables=jax.device_put(unflatten_dict(variables)),
+        classes=_class_names(file, classes, count),
+        image_shape=(height, width, channels),
+        resize=resize or default,
+        preprocess=_preprocess(file, name, preprocess),
+    )
+
+
+def _preprocess(file: WeightsFile, name: str, kind: str | None) -> Preprocess:
+    of_file = file.facts.get("preprocess")
+    kind = kind or of_file or model_info(name).preprocess
+    if kind == of_file and file.preprocess:
+        return Preprocess(kind, file.preprocess)
+    if kind in FITTED:
+        raise FlaxcnnError(
+            f"{file.path} does not hold the {kind!r} preprocessing of {name}; give "
+            "another: --preprocess=imagenet, unit, ..."
+        )
+    return preprocessing.fit(kind, np.zeros((0, 1, 1, 3), np.uint8))  # of constants
+
+
+def _class_names(
+    file: WeightsFile, given: Sequence[str] | None, count: int
+) -> tuple[str, ...]:
+    names = given or file.facts.get("classes")
+    if names is None:
+        imagenet = count == len(imagenet_classes())
+        names = imagenet_classes() if imagenet else [f"class {k}" for k in range(count)]
+    if len(names) != count:
+        raise FlaxcnnError(
+            f"{file.path} has {count} classes, but there are {len(names)} names; give "
+            "one a line, in the order of the classes"
+        )
+    return tuple(names)
+
+
+def _batches(
+    source: Source, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(images, labels, mask) of all samples, the last batch filled up."""
+    order = EvalOrder(len(source), batch_size)
+    pipeline = HostPipeline(source, order)
+    for step in range(len(order)):
+        feed = pipeline.feeds(range(step, step + 1))
+        yield feed["image"][0], feed["label"][0], feed["mask"][0] > 0

@@ -1,0 +1,174 @@
+"""Networks with weights: of a file of any kind, or published ones by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.registry import create_model, model_info
+from flaxcnn.structure import Shape, head_parameters, variable_shapes
+from flaxcnn.weights.catalog import (
+    Weights,
+    fetch_weights,
+    weights_named,
+    weights_of_file,
+)
+from flaxcnn.weights.files import read_weights
+from flaxcnn.weights.torch import (
+    Variables,
+    convert,
+    todays_keys,
+    torch_key,
+    torch_shape,
+)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The arrays of a file, and what is known about them.
+
+    Attributes:
+      path: where it is.
+      state_dict: arrays by torch's keys.
+      facts: what `save_model` was told, as far as it is known: "model", "fields",
+        "classes", "image_shape", "resize", "preprocess".
+      preprocess: the arrays of the fitted preprocessing.
+    """
+
+    path: Path
+    state_dict: Mapping[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    preprocess: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def open_weights(source: str | Path) -> WeightsFile:
+    """Of a file, or of published weights: "resnet50", or one version, "resnet50:V1".
+
+    Published weights are downloaded once; a file by its published name is known too.
+
+    Raises:
+      FlaxcnnError: no such file or name, no network, or not a file of weights.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or "/" in str(source) or path.suffix:
+        published = weights_of_file(path.name)
+    else:
+        published = weights_named(str(source))
+        path = fetch_weights(published)
+    state_dict, facts, preprocess = read_weights(path)
+    if published and not facts:
+        facts = _facts(published)
+    return WeightsFile(path, todays_keys(state_dict), facts, preprocess)
+
+
+def load_pretrained(
+    name: str,
+    path: str | Path | None = None,
+    num_classes: int | None = None,
+    **fields: Any,
+) -> tuple[nn.Module, Variables]:
+    """A model and its trained variables.
+
+    Args:
+      name: registered name, with the version of published weights after a colon if it
+        is not the first: "resnet50", "resnet50:V1".
+      path: a local file (.safetensors of ours or with torch's keys, .pth, .npz);
+        without it published weights are downloaded, or found where torch put them.
+      num_classes: if it is not the file's, the head is drawn afresh from seed 0; None:
+        the file's; 0: without the head.
+      **fields: of the model, where they differ from the file's or the row's.
+
+    Returns:
+      (model, variables); inputs are preprocessed as `model_info(name).weights` says.
+
+    Raises:
+      FlaxcnnError: no such model or file, no network, or weights that do not fit.
+    """
+    file = open_weights(name if path is None else path)
+    name = name.partition(":")[0]
+    model, image_shape = file_model(file, name, num_classes, fields)
+    loaded, new = take(file, name, model, image_shape)
+
+    @jax.jit
+    def fresh_head(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
+        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+        flat = flatten_dict(variables)
+        return {path: flat[path] for path in new}
+
+    head = jax.device_get(fresh_head(jax.random.key(0))) if new else {}
+    return model, unflatten_dict({**loaded, **head})
+
+
+def file_model(
+    file: WeightsFile, name: str, num_classes: int | None, fields: Mapping[str, Any]
+) -> tuple[nn.Module, Shape]:
+    """The model that a file is of, and the shape of its images [H, W, C].
+
+    `num_classes` None: as many as the file has.
+    """
+    of = file.facts.get("model", name)
+    if of != name:
+        raise FlaxcnnError(f"{file.path} has weights of {of}, not of {name}; load {of}")
+    image_shape = tuple(file.facts.get("image_shape", model_info(name).input_size))
+    fields = {**file.facts.get("fields", {}), **fields}
+    if num_classes is not None:
+        fields["num_classes"] = num_classes
+    model = create_model(name, **fields)
+    if "num_classes" not in fields:
+        first, *_ = _head(model, image_shape)
+        if shape := _shape(file.state_dict, torch_key(first)):
+            model = model.clone(num_classes=shape[0])
+    return model, image_shape
+
+
+def take(
+    file: WeightsFile, name: str, model: nn.Module, image_shape: Shape
+) -> tuple[dict[tuple[str, ...], np.ndarray], list[tuple[str, ...]]]:
+    """The variables of a model that a file has, and the parameters that it has not.
+
+    Those are the head's, if it is of another number of classes; all others must fit.
+
+    Returns:
+      (variables by path, paths of the parameters of a new head).
+    """
+    template = flatten_dict(variable_shapes(model, image_shape))
+    state_dict = dict(file.state_dict)
+    head = _head(model, image_shape)
+    fits = all(
+        path in template
+        and _shape(state_dict, torch_key(path)) == torch_shape(path, template[path])
+        for path in head
+    )
+    if not fits:
+        for path in head:
+            state_dict.pop(torch_key(path), None)
+    new = [] if fits else [path for path in head if path in template]
+    rest = {path: leaf for path, leaf in template.items() if path not in new}
+    return convert(name, rest, state_dict, file.path), new
+
+
+def _head(model: nn.Module, image_shape: Shape) -> list[tuple[str, ...]]:
+    return [
+        ("params", *path.split("/")) for path in head_parameters(model, image_shape)
+    ]
+
+
+def _shape(state_dict: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    return tuple(getattr(state_dict.get(key), "shape", ()))
+
+
+def _facts(weights: Weights) -> dict[str, Any]:
+    return {
+        "model": weights.model,
+        "classes": list(weights.classes),
+        "image_shape": [weights.crop, weights.crop, 3],
+        "resize": weights.resize,
+        "preprocess": weights.preprocess,
+    }
