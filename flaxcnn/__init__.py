@@ -7,10 +7,12 @@ from flaxcnn.errors import FlaxcnnError
 from flaxcnn.registry import Info, create_model, list_models, model_info, register
 
 if TYPE_CHECKING:
+    from flaxcnn.inference import load_classifier
     from flaxcnn.macs import count_macs
     from flaxcnn.train.config import default_config, load_config
     from flaxcnn.train.loop import fit
     from flaxcnn.weights.files import load_model, save_model
+    from flaxcnn.weights.pretrained import load_pretrained
 
 __version__ = "0.1.0"
 
@@ -22,8 +24,10 @@ __all__ = [
     "default_config",
     "fit",
     "list_models",
+    "load_classifier",
     "load_config",
     "load_model",
+    "load_pretrained",
     "model_info",
     "register",
     "save_model",
@@ -34,8 +38,10 @@ _LAZY = {
     "count_macs": "flaxcnn.macs",
     "default_config": "flaxcnn.train.config",
     "fit": "flaxcnn.train.loop",
+    "load_classifier": "flaxcnn.inference",
     "load_config": "flaxcnn.train.config",
     "load_model": "flaxcnn.weights.files",
+    "load_pretrained": "flaxcnn.weights.pretrained",
     "save_model": "flaxcnn.weights.files",
 }
 

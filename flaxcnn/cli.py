@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flaxcnn.errors import FlaxcnnError
+from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.registry import create_model, list_models, model_info
 
 if TYPE_CHECKING:
@@ -52,7 +52,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("out", help=".safetensors (ours), or torch's keys: .npz, .pth")
     command.set_defaults(run=convert)
 
-    args = parser.parse_args(argv)
+    command = commands.add_parser("reproduce", help="an experiment of the lecture")
+    command.add_argument("experiment", help="regimes: transfer learning in four ways")
+    command.add_argument("--config", required=True, help="path/to/config.py[:argument]")
+    command.add_argument("--workdir", required=True)
+    command.add_argument("--seeds", type=int, default=1, help="runs of each")
+    command.set_defaults(run=reproduce)
+
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.run is not reproduce:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides = rest
     try:
         args.run(args)
     except FlaxcnnError as error:
@@ -162,6 +172,20 @@ def convert(args: argparse.Namespace) -> None:
     else:
         write_state_dict(out, as_state_dict(classifier.variables))
     print(f"{out}: {classifier.name}, {len(classifier.classes)} classes")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Runs an experiment and prints its table."""
+    if args.experiment != "regimes":
+        raise unknown("experiment", args.experiment, ["regimes"])
+    if args.seeds < 1:
+        raise FlaxcnnError(f"--seeds={args.seeds}; at least 1")
+    from flaxcnn.reproduce import regimes
+    from flaxcnn.train.config import parse_overrides
+
+    workdir = Path(args.workdir).expanduser()
+    regimes(args.config, parse_overrides(args.overrides), workdir, args.seeds)
+    print((workdir / "regimes.md").read_text(), end="")
 
 
 def add_weights(command: argparse.ArgumentParser, name: str, **options: Any) -> None:

@@ -32,6 +32,41 @@ def learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_regimes(
+    rows: Sequence[dict[str, Any]],
+    curves: dict[str, list[dict[str, Any]]],
+    path: Path,
+) -> None:
+    """Accuracies of the four regimes, and how they came about.
+
+    Args:
+      rows: of `flaxcnn.reproduce.regimes`.
+      curves: test rows of metrics.jsonl by regime.
+      path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    bars, lines = figure.subplots(1, 2)
+    names = [row["regime"] for row in rows]
+    accuracies = [100 * row["test_accuracy"] for row in rows]
+    colours = [f"C{i}" for i in range(len(rows))]
+    found = bars.barh(
+        names, accuracies, xerr=[100 * row["std"] for row in rows], color=colours
+    )
+    bars.bar_label(found, fmt="%.1f", label_type="center", color="white")
+    bars.invert_yaxis()
+    bars.set(xlabel="test accuracy in %", xlim=(0, 100))
+    for name, colour in zip(names, colours, strict=True):
+        epochs = [row["epoch"] for row in curves[name]]
+        accuracy = [100 * row["accuracy"] for row in curves[name]]
+        lines.plot(epochs, accuracy, color=colour, label=name)
+    lines.set(xlabel="epoch", ylabel="test accuracy in %, first seed")
+    lines.grid(alpha=0.3)
+    lines.legend()
+    figure.savefig(path, dpi=120)
+
+
 def plot_graph(graph: Graph, path: Path, title: str = "") -> None:
     """The wiring of a stage, from its input on the left to its output on the right.
 

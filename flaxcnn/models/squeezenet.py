@@ -9,7 +9,8 @@ them, half by 1x1 and half by 3x3 convolutions. No fully connected layer: as in 
 1.0 is the paper's Table 1; 1.1 is the authors' later release, with a smaller stem and
 earlier poolings. Both are as in torchvision: poolings cover the border (ceil mode), no
 padding in the stem, no bypass; He et al.'s uniform initialization, N(0, 0.01) for the
-class maps.
+class maps. But their biases start at 5, not 0, as in All-CNN: softmax does not see it,
+and behind its ReLU a map that starts near 0 dies easily.
 """
 
 import jax
@@ -98,6 +99,7 @@ class SqueezeNet(nn.Module):
             x = Dropout(self.dropout)(x, train=train)
             x = Conv(self.num_classes, (1, 1), 1, 0, dtype=self.dtype,
                      kernel_init=nn.initializers.normal(0.01),
+                     bias_init=nn.initializers.constant(5.0),
                      name="classifier.1")(x)  # fmt: skip
             x = nn.relu(x)
         x = global_avg_pool(x.astype(jnp.float32))

@@ -99,10 +99,12 @@ class Trainer:
         fresh = init_state(
             model, tx, sample, config.seed, config.ema > 0, plan.trained, loaded
         )
+        self.report.append(plan.report)
         if config.transfer.cache_features:
-            self.data = cache_features(
+            self.data, line = cache_features(
                 plan.network, fresh.variables, self.data, config.batch_size
             )
+            self.report.append(line)
         self.state = self.devices.replicate(fresh)
         self.steps_per_call = config.steps_per_call or (
             STEPS_PER_CALL
@@ -284,7 +286,7 @@ class Trainer:
             jax.default_backend(), self.config.parallel, self.config.precision,
             jax.__version__, shown(self.workdir),
         )  # fmt: skip
-        for line in (*self.report, self.plan.report):
+        for line in self.report:
             logger.info(line)
         if self.step:
             finished = self.step == self.total

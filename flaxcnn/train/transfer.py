@@ -1,6 +1,7 @@
 """What `config.transfer` makes of a run: where it starts, and what it trains."""
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -110,8 +111,8 @@ def load_start(
 
 def cache_features(
     network: CachedTrunk, variables: Any, data: Data, batch_size: int
-) -> Data:
-    """The data with the features of every image in place of the images.
+) -> tuple[Data, str]:
+    """The data with the features of every image in place of the images; a line to log.
 
     Args:
       network: whose trunk gives the features.
@@ -122,6 +123,7 @@ def cache_features(
     Raises:
       FlaxcnnError: the features of a split would take more than 2 GiB.
     """
+    started = time.perf_counter()
     devices = JitDevices()
     gather = make_gather(data.preprocess.kind, devices.constrain)
 
@@ -152,8 +154,11 @@ def cache_features(
         features, labels = map(np.concatenate, zip(*parts, strict=True))
         return DevicePipeline(features[:examples], labels[:examples], split.order)
 
-    return dataclasses.replace(
-        data,
-        train=of(data.train, data.train_examples),
-        test=of(data.test, data.test_examples),
+    train = of(data.train, data.train_examples)
+    test = of(data.test, data.test_examples)
+    count, *shape = train.resident["image"].shape
+    report = (
+        f"features {shape} of {count + data.test_examples:,} images in "
+        f"{time.perf_counter() - started:.1f} s"
     )
+    return dataclasses.replace(data, train=train, test=test), report

@@ -1,4 +1,4 @@
-"""Weights: the native file format, torch's state_dicts, torchvision's catalogue."""
+"""Weights: files, torch's state_dicts, the catalogue of published ones."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
