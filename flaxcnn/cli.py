@@ -119,6 +119,8 @@ def predict(args: argparse.Namespace) -> None:
 
     from flaxcnn.data.images import image_files
 
+    if args.top < 1:
+        raise FlaxcnnError(f"--top={args.top}; at least 1")
     paths: list[Path] = []
     for path in map(Path, args.images):
         found = image_files(path) if path.is_dir() else [path]
@@ -145,6 +147,8 @@ def evaluate(args: argparse.Namespace) -> None:
     """Prints loss and accuracy over a whole split."""
     from flaxcnn.data.sources import load_source
 
+    if args.batch_size < 1:
+        raise FlaxcnnError(f"--batch_size={args.batch_size}; at least 1")
     classifier = load_weights(args)
     size = classifier.image_shape[0]
     source = load_source(
@@ -166,11 +170,16 @@ def convert(args: argparse.Namespace) -> None:
     from flaxcnn.weights.torch import as_state_dict
 
     out = Path(args.out)
+    if not out.parent.is_dir():
+        raise FlaxcnnError(f"{out}: no directory {out.parent}; make it first")
     classifier = load_weights(args)
-    if out.suffix == ".safetensors":
-        classifier.save(out)
-    else:
-        write_state_dict(out, as_state_dict(classifier.variables))
+    try:
+        if out.suffix == ".safetensors":
+            classifier.save(out)
+        else:
+            write_state_dict(out, as_state_dict(classifier.variables))
+    except OSError as error:
+        raise FlaxcnnError(f"{out}: cannot be written ({error.strerror})") from error
     print(f"{out}: {classifier.name}, {len(classifier.classes)} classes")
 
 

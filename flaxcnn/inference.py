@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 from scipy.special import logsumexp
 
 from flaxcnn.data import preprocess as preprocessing
-from flaxcnn.data.images import read_image
+from flaxcnn.data.images import check_sizes, read_image
 from flaxcnn.data.pipeline import EvalOrder, HostPipeline
 from flaxcnn.data.preprocess import Preprocess
 from flaxcnn.data.sources import Source
@@ -23,7 +23,7 @@ from flaxcnn.weights.catalog import imagenet_classes
 from flaxcnn.weights.files import model_facts, save_model
 from flaxcnn.weights.pretrained import WeightsFile, file_model, open_weights, take
 
-FITTED = ("standardize", "gcn_zca")
+FITTED = {"standardize": {"mean", "std"}, "gcn_zca": {"mean", "matrix"}}
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,12 @@ class Classifier:
                 f"{source.name} has {source.num_classes} classes, {self.name} was "
                 f"trained on {len(self.classes)}"
             )
+        shape = source[0]["image"].shape
+        if shape != self.image_shape:
+            raise FlaxcnnError(
+                f"{source.name} has images of shape {list(shape)}, {self.name} takes "
+                f"{list(self.image_shape)}; give others, or load it with image_size"
+            )
         sums = np.zeros(4)
         for images, labels, mask in _batches(source, batch_size):
             logits = np.asarray(self.logits(images), np.float64)[mask]
@@ -160,7 +166,15 @@ def load_classifier(
     net, (height, width, channels) = file_model(file, name, None, {})
     if image_size:
         height = width = image_size
-    variables, _ = take(file, name, net, (height, width, channels))
+    if height != width:
+        raise FlaxcnnError(
+            f"{file.path} is for images of {height}x{width} pixels, which are not cut "
+            "here; give the side of a square: --image_size=<pixels>"
+        )
+    check_sizes(height, resize)
+    if not net.num_classes:
+        raise FlaxcnnError(f"{file.path} has no classes: its {name} gives features")
+    variables, _ = take(file, name, net, (height, width, channels), keep_head=True)
     default = height * 8 // 7 if height >= 224 else height
     if image_size is None:
         default = file.facts.get("resize", default)
@@ -179,7 +193,8 @@ def load_classifier(
 def _preprocess(file: WeightsFile, name: str, kind: str | None) -> Preprocess:
     of_file = file.facts.get("preprocess")
     kind = kind or of_file or model_info(name).preprocess
-    if kind == of_file and file.preprocess:
+    needed = FITTED.get(kind, set())
+    if kind == of_file and file.preprocess and needed <= file.preprocess.keys():
         return Preprocess(kind, file.preprocess)
     if kind in FITTED:
         raise FlaxcnnError(
@@ -192,7 +207,7 @@ def _preprocess(file: WeightsFile, name: str, kind: str | None) -> Preprocess:
 def _class_names(
     file: WeightsFile, given: Sequence[str] | None, count: int
 ) -> tuple[str, ...]:
-    names = given or file.facts.get("classes")
+    names = file.facts.get("classes") if given is None else given
     if names is None:
         imagenet = count == len(imagenet_classes())
         names = imagenet_classes() if imagenet else [f"class {k}" for k in range(count)]

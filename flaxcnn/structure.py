@@ -3,6 +3,7 @@
 Nothing is computed. Paths are written "layer1.0/conv1/kernel".
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,8 +30,9 @@ class Call(NamedTuple):
 
 def variable_shapes(model: nn.Module, image_shape: Shape) -> dict[str, Any]:
     """{collection: {...}} of shapes and types, for images [H, W, C]."""
-    x = jnp.zeros((1, *image_shape))
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), x)
 
 
 def parameter_shapes(model: nn.Module, image_shape: Shape) -> dict[str, Shape]:

@@ -41,9 +41,10 @@ def parameter_mask(words: str, model: nn.Module, image_shape: Shape) -> str:
         return words
     layers: list[list[str]] = []
     for call in module_calls(model, image_shape):
-        if call.is_layer or not layers:
+        if call.is_layer or (call.params and not layers):
             layers.append([])
-        layers[-1] += call.params
+        if call.params:
+            layers[-1] += call.params
     count = int(match[1])
     if count > len(layers):
         raise FlaxcnnError(
@@ -96,7 +97,7 @@ class FrozenTrunk:
         self, call: Callable, args: tuple, kwargs: dict,
         context: nn.module.InterceptorContext,
     ) -> Any:  # fmt: skip
-        if module_path(context) in self.fixed:
+        if context.method_name == "__call__" and module_path(context) in self.fixed:
             kwargs = {**kwargs, "train": False}
         return call(*args, **kwargs)
 
@@ -157,6 +158,6 @@ class CachedTrunk:
         self, change: Callable[[tuple], tuple], call: Callable, args: tuple,
         kwargs: dict, context: nn.module.InterceptorContext,
     ) -> Any:  # fmt: skip
-        if module_path(context) == self.cut:
+        if context.method_name == "__call__" and module_path(context) == self.cut:
             args = change(args)
         return call(*args, **kwargs)

@@ -92,7 +92,11 @@ def load_start(
     if not config.transfer.init_from:
         return {}, data, []
     file = open_weights(config.transfer.init_from)
-    loaded, new = take(file, config.model.name, model, data.image_shape)
+    same_classes = file.facts.get("classes") in (None, list(data.classes))
+    loaded, new = take(
+        file, config.model.name, model, data.image_shape,
+        keep_head=None if same_classes else False,
+    )  # fmt: skip
     count = sum(x.size for x in loaded.values())
     line = f"loaded {len(loaded)} arrays, {count:,} numbers, from {shown(file.path)}"
     if new:

@@ -5,10 +5,12 @@ named by their path in the variables ("params/conv1/kernel"), those of the prepr
 by "preprocess/...". The metadata hold one JSON document.
 """
 
+import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ from flaxcnn.weights.pth import read_pth
 from flaxcnn.weights.torch import as_state_dict
 
 KEY = "flaxcnn"
+FACTS = {
+    "model": str, "fields": dict, "classes": list, "image_shape": list, "resize": int,
+    "preprocess": str,
+}  # fmt: skip
 EXPANSION = 20  # weights hardly compress: what unpacks to more is no file of weights
 
 
@@ -66,9 +72,8 @@ def save_model(
     tree = {**variables, "preprocess": preprocess}
     flat = flatten_dict(tree, sep="/")
     arrays = {key: np.ascontiguousarray(value) for key, value in flat.items()}
-    part = path.with_suffix(".part")
-    part.write_bytes(save(arrays, {KEY: json.dumps(metadata)}))
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(save(arrays, {KEY: json.dumps(metadata)}))
 
 
 def load_model(
@@ -99,7 +104,7 @@ def read_weights(
     Raises:
       FlaxcnnError: no such file, or it is damaged or not of its kind.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise FlaxcnnError(f"no file {path}; training writes model.safetensors")
     if path.suffix == ".safetensors":
         flat, metadata = _read_safetensors(path)
@@ -121,22 +126,32 @@ def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     Raises:
       FlaxcnnError: another suffix, or no torch.
     """
-    part = path.with_name(f"{path.name}.part")
-    if path.suffix == ".npz":
-        with part.open("wb") as file:
-            np.savez(file, **state_dict)  # type: ignore[arg-type]
-    elif path.suffix == ".pth":
+    if path.suffix not in (".npz", ".pth"):
+        raise FlaxcnnError(f"{path}: write .safetensors, .npz or .pth")
+    with replacing(path) as part:
+        if path.suffix == ".npz":
+            with part.open("wb") as file:
+                np.savez(file, **state_dict)  # type: ignore[arg-type]
+            return
         try:
             import torch
         except ImportError:
             raise FlaxcnnError(
                 f"writing {path} needs torch; `pip install torch`, or write .npz"
             ) from None
-        arrays = {key: np.ascontiguousarray(x) for key, x in state_dict.items()}
+        arrays = {key: np.array(x, order="C") for key, x in state_dict.items()}
         torch.save({k: torch.from_numpy(x) for k, x in arrays.items()}, part)
-    else:
-        raise FlaxcnnError(f"{path}: write .safetensors, .npz or .pth")
-    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path to write to; what is written there becomes `path`, whole or not."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -148,8 +163,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise FlaxcnnError(
             f"no file {path}; training writes model.safetensors"
         ) from None
-    except (SafetensorError, OSError, TypeError) as error:
-        raise _damaged(path, error) from error
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error  # AttributeError: types like float8
 
 
 def _unpack(
@@ -157,11 +172,29 @@ def _unpack(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
     try:
         facts = json.loads(metadata[KEY])
-    except json.JSONDecodeError as error:
+        _check(flat, facts)
+        tree = unflatten_dict(flat, sep="/")
+    except (ValueError, IndexError, RecursionError) as error:
         raise _damaged(path, error) from error
-    tree = unflatten_dict(flat, sep="/")
     preprocess = tree.pop("preprocess", {})
     return tree, facts, preprocess
+
+
+def _check(flat: Mapping[str, np.ndarray], facts: Any) -> None:
+    """ValueError, unless these can be from a file that `save_model` wrote."""
+    if not isinstance(facts, dict):
+        raise ValueError("its metadata are no object of JSON")
+    for key, kind in FACTS.items():
+        if not isinstance(facts.get(key, kind()), kind):
+            raise ValueError(f"{key!r} in its metadata is no {kind.__name__}")
+    shape = facts.get("image_shape", [1, 1, 1])
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError("'image_shape' in its metadata is not [H, W, C]")
+    if not all(map(_is_text, facts.get("classes", []))):
+        raise ValueError("'classes' in its metadata are no names")
+    for key in flat:
+        if not key.startswith(("params/", "batch_stats/", "preprocess/")):
+            raise ValueError(f"an array {key!r} that is no variable")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -172,7 +205,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             raise FlaxcnnError(f"{path} unpacks to {size:,} bytes: no file of weights")
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, MemoryError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, MemoryError,
+        RuntimeError,
+    ) as error:  # fmt: skip
         raise _damaged(path, error) from error
 
 

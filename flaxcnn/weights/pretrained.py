@@ -1,5 +1,6 @@
 """Networks with weights: of a file of any kind, or published ones by name."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,8 +57,8 @@ def open_weights(source: str | Path) -> WeightsFile:
     Raises:
       FlaxcnnError: no such file or name, no network, or not a file of weights.
     """
-    path = Path(source).expanduser()
-    if path.exists() or "/" in str(source) or path.suffix:
+    path = Path(os.path.expanduser(source))  # Path.expanduser raises for ~nobody
+    if os.path.isfile(path) or "/" in str(source) or path.suffix:
         published = weights_of_file(path.name)
     else:
         published = weights_named(str(source))
@@ -94,7 +95,8 @@ def load_pretrained(
     file = open_weights(name if path is None else path)
     name = name.partition(":")[0]
     model, image_shape = file_model(file, name, num_classes, fields)
-    loaded, new = take(file, name, model, image_shape)
+    keep = num_classes in (None, _num_classes(file, model, image_shape))
+    loaded, new = take(file, name, model, image_shape, keep_head=keep)
 
     @jax.jit
     def fresh_head(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
@@ -122,18 +124,26 @@ def file_model(
         fields["num_classes"] = num_classes
     model = create_model(name, **fields)
     if "num_classes" not in fields:
-        first, *_ = _head(model, image_shape)
-        if shape := _shape(file.state_dict, torch_key(first)):
-            model = model.clone(num_classes=shape[0])
+        model = model.clone(
+            num_classes=_num_classes(file, model, image_shape) or model.num_classes
+        )
     return model, image_shape
 
 
 def take(
-    file: WeightsFile, name: str, model: nn.Module, image_shape: Shape
-) -> tuple[dict[tuple[str, ...], np.ndarray], list[tuple[str, ...]]]:
+    file: WeightsFile, name: str, model: nn.Module, image_shape: Shape,
+    keep_head: bool | None = None,
+) -> tuple[dict[tuple[str, ...], np.ndarray], list[tuple[str, ...]]]:  # fmt: skip
     """The variables of a model that a file has, and the parameters that it has not.
 
-    Those are the head's, if it is of another number of classes; all others must fit.
+    Those are the head's, unless it is kept; all others must fit.
+
+    Args:
+      file: opened.
+      name: of the model, for messages.
+      model: the network.
+      image_shape: of its input, [H, W, C].
+      keep_head: None: if it is of as many classes.
 
     Returns:
       (variables by path, paths of the parameters of a new head).
@@ -141,15 +151,16 @@ def take(
     template = flatten_dict(variable_shapes(model, image_shape))
     state_dict = dict(file.state_dict)
     head = _head(model, image_shape)
-    fits = all(
-        path in template
-        and _shape(state_dict, torch_key(path)) == torch_shape(path, template[path])
-        for path in head
-    )
-    if not fits:
+    if keep_head is None:
+        keep_head = all(
+            path in template
+            and _shape(state_dict, torch_key(path)) == torch_shape(path, template[path])
+            for path in head
+        )
+    if not keep_head:
         for path in head:
             state_dict.pop(torch_key(path), None)
-    new = [] if fits else [path for path in head if path in template]
+    new = [] if keep_head else [path for path in head if path in template]
     rest = {path: leaf for path, leaf in template.items() if path not in new}
     return convert(name, rest, state_dict, file.path), new
 
@@ -158,6 +169,12 @@ def _head(model: nn.Module, image_shape: Shape) -> list[tuple[str, ...]]:
     return [
         ("params", *path.split("/")) for path in head_parameters(model, image_shape)
     ]
+
+
+def _num_classes(file: WeightsFile, model: nn.Module, image_shape: Shape) -> int:
+    """Of the head in the file; 0: it has none."""
+    first, *_ = _head(model, image_shape)
+    return next(iter(_shape(file.state_dict, torch_key(first))), 0)
 
 
 def _shape(state_dict: Mapping[str, Any], key: str) -> tuple[int, ...]:

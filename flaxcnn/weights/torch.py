@@ -80,7 +80,8 @@ def convert(
             wrong.append(f"{key} has shape {array.shape}, not {expected}")
         elif not np.isfinite(array).all():
             wrong.append(f"{key} has values that are not finite")
-    wrong += [f"unexpected {key}" for key in rest if not OPTIONAL.search(key)]
+    unexpected = [key for key in rest if not OPTIONAL.search(key)]
+    wrong += [f"unexpected {k if k.isprintable() else repr(k)}" for k in unexpected]
     if wrong:
         raise FlaxcnnError(
             f"{source} is not {name}'s: {'; '.join(wrong)}; is it of another model, or "
@@ -122,7 +123,7 @@ def todays_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
     return {
-        OLD_DENSENET.sub(r"\1\2.", key.removeprefix("module.")): array
+        OLD_DENSENET.sub(r"\1\2.", str(key).removeprefix("module.")): array
         for key, array in state_dict.items()
     }
 

@@ -1,12 +1,23 @@
-"""The native weights file."""
+"""Files of weights: the native one, and what is refused of all kinds."""
 
+import io
+import json
 import os
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.weights.files import load_model, save_model
+from flaxcnn.weights.files import (
+    load_model,
+    model_facts,
+    read_weights,
+    save_model,
+    write_state_dict,
+)
 
 VARIABLES = {
     "params": {
@@ -46,8 +57,208 @@ def test_files_that_are_not_ours(tmp_path):
     broken.write_bytes(broken.read_bytes()[:-4])
     with pytest.raises(FlaxcnnError, match=r"broken\.safetensors is damaged"):
         load_model(broken)
-    from safetensors.numpy import save_file
-
     save_file({"x": np.ones(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(FlaxcnnError, match=r"foreign\.safetensors is not a model file"):
         load_model(tmp_path / "foreign.safetensors")
+
+
+# Native files that say something odd, and damaged files of others.
+
+
+METADATA = model_facts("nin", {}, ("a", "b"), (8, 8, 3), 9, "unit")
+
+
+def refusal(path):
+    """The message that `read_weights` refuses a file with: one line, which names it."""
+    with pytest.raises(FlaxcnnError) as error:
+        read_weights(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def write_safetensors(path, metadata, **arrays):
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    flat = {"params/conv/kernel": np.ones((1, 1, 2, 2), np.float32), **arrays}
+    save_file(flat, path, {"flaxcnn": text})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metadata", "part"),
+    [
+        ("", "JSONDecodeError"), ("{", "JSONDecodeError"), ("\0", "JSONDecodeError"),
+        ("[" * 100_000, "RecursionError"), ("[]", "no object"), ("null", "no object"),
+        ({"model": 5}, "'model'"), ({"model": ["nin"]}, "'model'"),
+        ({"fields": 3}, "'fields'"), ({"classes": "ab"}, "'classes'"),
+        ({"classes": [1, 2]}, "'classes'"), ({"image_shape": 8}, "'image_shape'"),
+        ({"image_shape": [8, 8]}, "'image_shape'"),
+        ({"image_shape": [8, -8, 3]}, "'image_shape'"),
+        ({"image_shape": ["8", 8, 3]}, "'image_shape'"),
+        ({"resize": "9"}, "'resize'"), ({"preprocess": None}, "'preprocess'"),
+    ],
+    ids=lambda value: str(value)[:30].replace("\0", "NUL"),
+)  # fmt: skip
+def test_metadata_that_are_none(tmp_path, metadata, part):
+    good = write_safetensors(tmp_path / "good.safetensors", METADATA)
+    assert read_weights(good)[1] == METADATA
+    if isinstance(metadata, dict):
+        metadata = {**METADATA, **metadata}
+    path = write_safetensors(tmp_path / "a.safetensors", metadata)
+    message = refusal(path)
+    assert "is damaged or no file of weights" in message
+    assert part in message
+    with pytest.raises(FlaxcnnError, match="is damaged"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "key", ["x", "", "preprocess", "params", "params/conv", "state/conv/kernel"]
+)
+def test_native_arrays_that_are_no_variables(tmp_path, key):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, METADATA, **{key: np.ones(1)})
+    message = refusal(path)
+    assert repr(key) in message or key == "params/conv"
+
+
+def test_a_version_that_is_not_yet_known_still_loads(tmp_path):
+    metadata = {**METADATA, "version": "99.0", "new": [{"a": 1}]}
+    path = write_safetensors(tmp_path / "a.safetensors", metadata)
+    assert read_weights(path)[1] == metadata
+
+
+@pytest.fixture
+def arrays():
+    random = np.random.default_rng(0)
+    return {f"conv{k}.weight": random.random((8, 4, 3, 3)) for k in range(8)}
+
+
+def save_npz(path, arrays):
+    np.savez(path, **arrays)
+
+
+def save_compressed(path, arrays):
+    np.savez_compressed(path, **arrays)
+
+
+WRITERS = {
+    ".npz": save_npz,
+    ".compressed.npz": save_compressed,
+    ".safetensors": lambda path, arrays: save_file(arrays, path),
+    ".native.safetensors": lambda path, arrays: save_model(
+        path, {"params": {k: {"kernel": x} for k, x in arrays.items()}}, METADATA, {}
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_truncated_file(tmp_path, arrays, suffix):
+    path = tmp_path / f"a{suffix}"
+    WRITERS[suffix](path, arrays)
+    data = path.read_bytes()
+    read, _, _ = read_weights(path)
+    assert len(read) == 8
+    cuts = {0, 1, 7, 8, 9, 30, 100, *range(0, len(data), len(data) // 50)}
+    for cut in sorted({*cuts, *range(len(data) - 60, len(data), 7), len(data) - 1}):
+        path.write_bytes(data[:cut])
+        assert "is damaged or no file of weights" in refusal(path)
+    path.write_bytes(data + b"\0")  # and one byte too many: the same arrays or refused
+    try:
+        again, _, _ = read_weights(path)
+    except FlaxcnnError:
+        return
+    for key, array in read.items():
+        np.testing.assert_array_equal(again[key], array)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_random_damage_is_refused_or_reads(tmp_path, arrays, suffix):
+    """Whatever bytes change: arrays or a FlaxcnnError, no other exception."""
+    path = tmp_path / f"a{suffix}"
+    WRITERS[suffix](path, {key: x[:1, :1] for key, x in arrays.items()})
+    data = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = []
+    for _ in range(400):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        where = random.integers(len(data), size=random.integers(1, 4))
+        damaged[where] = random.integers(256, size=len(where))
+        path.write_bytes(damaged)
+        try:
+            assert isinstance(read_weights(path)[0], dict)
+        except FlaxcnnError as error:
+            refused.append(str(error))
+    assert 20 < len(refused) <= 400
+    assert "\n" not in "".join(refused)
+
+
+def test_pickled_objects_in_an_npz_are_refused(tmp_path):
+    ran = tmp_path / "ran"
+
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(ran),)
+
+    path = tmp_path / "a.npz"
+    np.savez(path, weight=np.array([Attack()], object))
+    assert "allow_pickle" in refusal(path)
+    assert not ran.exists()
+    with np.load(path, allow_pickle=True) as attacked:  # it would have run
+        attacked["weight"]
+    assert ran.exists()
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, weight=np.zeros((1 << 22, 8), np.float32))
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    try:
+        assert "134,217,8" in refusal(path)  # bytes, and a header
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_npz_whose_header_asks_for_more_than_it_has(tmp_path):
+    """Of 1 TB: refused without having them."""
+    header = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (1 << 38,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weight.npy", header.getvalue() + bytes(64))
+    assert "is damaged or no file of weights" in refusal(path)
+
+
+def test_a_directory_or_a_page_in_place_of_a_file(tmp_path):
+    for name in ("a.npz", "a.safetensors", "a.pth"):
+        (tmp_path / name).mkdir()
+        assert refusal(tmp_path / name).startswith("no file ")
+        (tmp_path / name).rmdir()
+        (tmp_path / name).write_text("<!DOCTYPE html>\n<html>404</html>\n")
+        assert "download" in refusal(tmp_path / name)
+
+
+def test_types_that_numpy_lacks_are_refused(tmp_path):
+    """A network in float8 is quantised: its arrays are not its weights."""
+    header = {"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\x38\x38")
+    assert "float8" in refusal(path)
+
+
+def test_state_dicts_of_numpy_come_back(tmp_path, arrays):
+    path = tmp_path / "a.npz"
+    write_state_dict(path, arrays)
+    read, facts, preprocess = read_weights(path)
+    assert (facts, preprocess) == ({}, {})
+    assert read.keys() == arrays.keys()
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(read[key], array)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+    with pytest.raises(FlaxcnnError, match=r"write \.safetensors, \.npz or \.pth"):
+        write_state_dict(tmp_path / "a.h5", arrays)
