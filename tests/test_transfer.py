@@ -396,7 +396,8 @@ def programs_of(model, shape, batch=4):
     return programs
 
 
-@pytest.mark.parametrize("n", [1, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("n", [1, 3])
 def test_frozen_layers_cost_no_backward_pass_and_no_memory(n):
     """6n + 2 layers, a third of whose operations are forward."""
     model, shape = flaxcnn.create_model("resnet20_cifar", n=n), (32, 32, 3)

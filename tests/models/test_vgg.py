@@ -125,7 +125,7 @@ def test_columns_against_torch(name, rows, scale):
     net = torch.nn.Sequential(*layers)
 
     variables = variables_of(name, map_size=1)
-    state = flaxcnn.weights.to_torch(name, variables)
+    state = flaxcnn.weights.to_torch(name, variables, num_classes=3, map_size=1)
     keys = [key for key in state if key.endswith("weight")]
     keys.sort(key=lambda key: (key.startswith("classifier"), int(key.split(".")[1])))
     weighted = [layer for layer in layers if hasattr(layer, "weight")]

@@ -86,7 +86,8 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 NO_DROPOUT = ("--config.model.input_dropout=0", "--config.model.dropout=0")
 
 
-@pytest.mark.parametrize("grad_accum", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("grad_accum", [1, 2])
 def test_one_device_eight_by_jit_eight_by_pmap(train_py, tmp_path, grad_accum):
     runs = {"one": (1, "jit"), "jit": (8, "jit"), "pmap": (8, "pmap")}
     for name, (devices, parallel) in runs.items():

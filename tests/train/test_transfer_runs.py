@@ -318,6 +318,7 @@ def test_a_run_continues_from_an_older_checkpoint(run, tmp_path, options):
 # The preprocessing.
 
 
+@pytest.mark.long
 def test_a_fitted_preprocessing_comes_with_the_weights(run, folders, tmp_path):
     """If it is of the same kind; else a line in the log says that it is another."""
     options = {"transfer__train": "head", "model": "tiny_bn", "steps": 1}
