@@ -155,6 +155,8 @@ def evaluate(args: argparse.Namespace) -> None:
         args.data, args.split, data_dir=args.data_dir, limit=args.limit,
         image_size=size, resize=max(size, classifier.resize),
     )  # fmt: skip
+    if sorted(source.classes) != sorted(classifier.classes):
+        print("classes of other names: compared by their numbers", file=sys.stderr)
     result = classifier.evaluate(source, args.batch_size)
     top5 = f", top-5 {result['top5']:.2%}" if len(classifier.classes) > 5 else ""
     print(

@@ -98,6 +98,8 @@ class Classifier:
     def evaluate(self, source: Source, batch_size: int = 128) -> dict[str, float]:
         """Loss and accuracies over all samples of a source, each counted once.
 
+        Classes go by their names if the source has the same ones, else by number.
+
         Returns:
           {"loss", "accuracy", "top5", "count"}: the mean cross-entropy, accuracies in
           [0, 1], and the number of samples.
@@ -116,10 +118,13 @@ class Classifier:
                 f"{source.name} has images of shape {list(shape)}, {self.name} takes "
                 f"{list(self.image_shape)}; give others, or load it with image_size"
             )
+        numbers = np.arange(len(self.classes))
+        if sorted(source.classes) == sorted(self.classes):
+            numbers = np.array([self.classes.index(name) for name in source.classes])
         sums = np.zeros(4)
         for images, labels, mask in _batches(source, batch_size):
             logits = np.asarray(self.logits(images), np.float64)[mask]
-            labels = labels[mask]
+            labels = numbers[labels[mask]]
             right = logits[np.arange(len(logits)), labels]
             losses = logsumexp(logits, axis=1) - right
             hits = logits.argmax(axis=1) == labels

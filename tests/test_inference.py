@@ -180,6 +180,21 @@ def test_an_evaluation_of_too_few():
     assert net.evaluate(source, 128)["count"] == 3
 
 
+def test_classes_go_by_their_names():
+    """A source whose classes come in another order, and the same source renamed."""
+    source = dataclasses.replace(load_source("digits", "test"), classes=LETTERS)
+    net = tiny()
+    order = np.random.default_rng(0).permutation(10)
+    shuffled = dataclasses.replace(
+        source,
+        classes=tuple(LETTERS[k] for k in order),
+        read=lambda i: (source.read(i)[0], int(np.argsort(order)[source.read(i)[1]])),
+    )
+    assert net.evaluate(shuffled) == net.evaluate(source)
+    renamed = dataclasses.replace(shuffled, classes=tuple("ABCDEFGHIJ"))
+    assert net.evaluate(renamed)["loss"] != net.evaluate(source)["loss"]
+
+
 def test_what_cannot_be_evaluated():
     net = tiny()
     source = load_source("digits", "test", limit=8)

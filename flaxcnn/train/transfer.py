@@ -74,6 +74,8 @@ def make_plan(
         sum(x.size for x in jax.tree.leaves(part)) for part in (chosen, frozen)
     )
     report = f"training {numbers:,} of {numbers + others:,} parameters"
+    if others and not transfer.init_from:
+        report += "; the others stay random: config.transfer.init_from is empty"
     return Plan(network, trained, factors, report)
 
 
