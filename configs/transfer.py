@@ -12,7 +12,7 @@ only the head is trained, on features that the rest of the network computes once
 All but the head then learns at a tenth of the rate.
 
 Weights are torchvision's, downloaded once, unless --config.transfer.init_from names a
-file. Seen so far: results/runs.csv.
+file. Seen: results/regimes.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,10 @@ def get_config(model: str = "resnet50") -> ConfigDict:
     config = default_config()
     info = model_info(model)
     if not info.weights:
-        raise FlaxcnnError(f"transfer.py:{model}; of {model} no weights are published")
+        raise FlaxcnnError(
+            f"transfer.py:{model}; of {model} no weights are published: start from a "
+            "model that has some, or set transfer.init_from in a config of your own"
+        )
     weights = info.weights[0]
     config.model.name = model
     config.data.name = "folder:images"

@@ -155,9 +155,9 @@ def evaluate(args: argparse.Namespace) -> None:
         args.data, args.split, data_dir=args.data_dir, limit=args.limit,
         image_size=size, resize=max(size, classifier.resize),
     )  # fmt: skip
+    result = classifier.evaluate(source, args.batch_size)
     if sorted(source.classes) != sorted(classifier.classes):
         print("classes of other names: compared by their numbers", file=sys.stderr)
-    result = classifier.evaluate(source, args.batch_size)
     top5 = f", top-5 {result['top5']:.2%}" if len(classifier.classes) > 5 else ""
     print(
         f"{classifier.name} on {source.name}, {args.split}: accuracy "
@@ -168,21 +168,29 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Writes the weights of a file into one of another kind."""
+    import jax
+
     from flaxcnn.weights.files import write_state_dict
+    from flaxcnn.weights.pretrained import model_name, open_weights, restore
     from flaxcnn.weights.torch import as_state_dict
 
     out = Path(args.out)
     if not out.parent.is_dir():
         raise FlaxcnnError(f"{out}: no directory {out.parent}; make it first")
-    classifier = load_weights(args)
     try:
         if out.suffix == ".safetensors":
+            classifier = load_weights(args)
+            name, variables = classifier.name, classifier.variables
             classifier.save(out)
         else:
-            write_state_dict(out, as_state_dict(classifier.variables))
+            file = open_weights(args.weights)
+            name = model_name(file, args.model)
+            _, variables = restore(file, name)
+            write_state_dict(out, as_state_dict(variables))
     except OSError as error:
         raise FlaxcnnError(f"{out}: cannot be written ({error.strerror})") from error
-    print(f"{out}: {classifier.name}, {len(classifier.classes)} classes")
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    print(f"{out}: {name}, {count:,} parameters")
 
 
 def reproduce(args: argparse.Namespace) -> None:

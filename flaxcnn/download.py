@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flaxcnn.atomic import replacing
 from flaxcnn.errors import FlaxcnnError
 
 CONNECT_SECONDS = 8
@@ -62,8 +63,7 @@ def fetch(remote: RemoteFile, file: Path, cure: str) -> Path:
 
 def _download(remote: RemoteFile, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
+    with replacing(file) as part:
         with _connect(remote.url) as response, part.open("wb") as stream:
             if response.headers.get_content_type() == "text/html":
                 raise OSError("a web page came instead of the file")
@@ -72,9 +72,6 @@ def _download(remote: RemoteFile, file: Path) -> None:
             _copy(response, stream, remote)
         if wrong := _wrong(remote, part):
             raise OSError(wrong)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _copy(response: Any, stream: BinaryIO, remote: RemoteFile) -> None:

@@ -17,11 +17,17 @@ from flaxcnn.data.images import check_sizes, read_image
 from flaxcnn.data.pipeline import EvalOrder, HostPipeline
 from flaxcnn.data.preprocess import Preprocess
 from flaxcnn.data.sources import Source
-from flaxcnn.errors import FlaxcnnError, unknown
-from flaxcnn.registry import list_models, model_fields, model_info
+from flaxcnn.errors import FlaxcnnError
+from flaxcnn.registry import model_fields, model_info
 from flaxcnn.weights.catalog import imagenet_classes
 from flaxcnn.weights.files import model_facts, save_model
-from flaxcnn.weights.pretrained import WeightsFile, file_model, open_weights, take
+from flaxcnn.weights.pretrained import (
+    WeightsFile,
+    file_model,
+    model_name,
+    open_weights,
+    take,
+)
 
 FITTED = {"standardize": {"mean", "std"}, "gcn_zca": {"mean", "matrix"}}
 
@@ -93,6 +99,8 @@ class Classifier:
             self.name, fields, self.classes, self.image_shape, self.resize,
             self.preprocess.kind,
         )  # fmt: skip
+        if self.classes == numbered(len(self.classes)):
+            del facts["classes"]  # nobody named them
         save_model(path, jax.device_get(self.variables), facts, self.preprocess.arrays)
 
     def evaluate(self, source: Source, batch_size: int = 128) -> dict[str, float]:
@@ -161,13 +169,7 @@ def load_classifier(
       FlaxcnnError: a file that does not fit, or that does not say enough.
     """
     file = open_weights(source)
-    name = model or file.facts.get("model")
-    if name is None:
-        raise FlaxcnnError(
-            f"{file.path} does not say which model it is of; give it: --model=<name>"
-        )
-    if name not in list_models():
-        raise unknown("model", name, list_models())
+    name = model_name(file, model)
     net, (height, width, channels) = file_model(file, name, None, {})
     if image_size:
         height = width = image_size
@@ -176,13 +178,13 @@ def load_classifier(
             f"{file.path} is for images of {height}x{width} pixels, which are not cut "
             "here; give the side of a square: --image_size=<pixels>"
         )
+    default = height * 8 // 7 if height >= 224 else height
+    if height == file.facts.get("image_shape", [0])[0]:
+        default = file.facts.get("resize", default)
     check_sizes(height, resize)
     if not net.num_classes:
         raise FlaxcnnError(f"{file.path} has no classes: its {name} gives features")
     variables, _ = take(file, name, net, (height, width, channels), keep_head=True)
-    default = height * 8 // 7 if height >= 224 else height
-    if image_size is None:
-        default = file.facts.get("resize", default)
     count = net.num_classes
     return Classifier(
         name=name,
@@ -214,14 +216,19 @@ def _class_names(
 ) -> tuple[str, ...]:
     names = file.facts.get("classes") if given is None else given
     if names is None:
-        imagenet = count == len(imagenet_classes())
-        names = imagenet_classes() if imagenet else [f"class {k}" for k in range(count)]
+        imagenet = imagenet_classes()
+        names = imagenet if count == len(imagenet) else numbered(count)
     if len(names) != count:
         raise FlaxcnnError(
             f"{file.path} has {count} classes, but there are {len(names)} names; give "
             "one a line, in the order of the classes"
         )
     return tuple(names)
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for classes that have none."""
+    return tuple(f"class {k}" for k in range(count))
 
 
 def _batches(

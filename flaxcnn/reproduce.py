@@ -3,20 +3,21 @@
 import csv
 import json
 from pathlib import Path
-from statistics import mean, median, pstdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.inference import load_classifier
 from flaxcnn.plots import plot_regimes
+from flaxcnn.registry import create_model
 from flaxcnn.train.config import load_config
 from flaxcnn.train.loop import fit
 from flaxcnn.train.state import split_params
 from flaxcnn.train.workdir import check_workdir, shown
 from flaxcnn.transfer import parameter_mask
+from flaxcnn.weights.files import load_model
 
 # Of what the config says, each regime changes these keys.
 WHOLE = {"transfer.train": "all", "transfer.cache_features": "false"}
@@ -51,14 +52,21 @@ def regimes(
     Returns:
       The rows of regimes.csv, one a regime.
     """
+    for key in ("seed", "transfer.train"):
+        if key in overrides:
+            raise FlaxcnnError(f"config.{key} is the experiment's own; leave it out")
+    configs = {
+        (regime, seed): load_config(config, {**overrides, **keys, "seed": str(seed)})
+        for regime, keys in REGIMES.items()
+        for seed in range(seeds)
+    }
     rows, curves = [], {}
-    for regime, changes in REGIMES.items():
+    for regime in REGIMES:
         runs = []
         for seed in range(seeds):
             run = workdir / f"{regime.replace(' ', '_')}-{seed}"
             print(f"{regime}, seed {seed}: {shown(run)}", flush=True)
-            keys = {**overrides, **changes, "seed": str(seed)}
-            finish(load_config(config, keys), run)
+            finish(configs[regime, seed], run)
             runs.append(run)
         rows.append(
             {"regime": regime, **_summary(runs), "published": PUBLISHED[regime]}
@@ -95,19 +103,20 @@ def _summary(runs: list[Path]) -> dict[str, Any]:
     return {
         "trained_parameters": _trained(runs[0]),
         "test_accuracy": round(mean(accuracies), 4),
-        "std": round(pstdev(accuracies), 4),
+        "std": round(stdev(accuracies) if len(runs) > 1 else 0.0, 4),
         "runs": len(runs),
-        "images_per_second": median(speeds),
+        "images_per_second": round(median(speeds), 1),
         "seconds": round(mean(row["seconds"] for row in last), 1),
     }
 
 
 def _trained(run: Path) -> int:
     """The number of parameters that the run trained."""
-    net = load_classifier(run / "model.safetensors")
+    variables, facts, _ = load_model(run / "model.safetensors")
+    model = create_model(facts["model"], **facts["fields"])
     words = json.loads((run / "config.json").read_text())["transfer.train"]
-    mask = parameter_mask(words, net.model, net.image_shape)
-    chosen, _ = split_params(net.variables["params"], mask)
+    mask = parameter_mask(words, model, tuple(facts["image_shape"]))
+    chosen, _ = split_params(variables["params"], mask)
     return sum(x.size for x in jax.tree.leaves(chosen))
 
 

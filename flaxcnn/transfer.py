@@ -48,7 +48,8 @@ def parameter_mask(words: str, model: nn.Module, image_shape: Shape) -> str:
     count = int(match[1])
     if count > len(layers):
         raise FlaxcnnError(
-            f"{words!r} of {len(layers)} layers, which is what the model has; say all"
+            f"{words!r}: the model has {len(layers)} layers; say last:{len(layers)}, "
+            "or all"
         )
     return any_of(path for layer in layers[-count:] for path in layer)
 

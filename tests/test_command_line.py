@@ -259,8 +259,9 @@ def test_convert_there_and_back(weights, tmp_path, capsys):
     run("convert", first, native, "--model=tiny_bn", "--preprocess=unit",
         f"--classes={names}")  # fmt: skip
     run("convert", native, second)
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     assert capsys.readouterr().out.splitlines() == [
-        f"{path}: tiny_bn, 10 classes" for path in (first, native, second)
+        f"{path}: tiny_bn, {count} parameters" for path in (first, native, second)
     ]
     for path in (first, second):
         state = torch.load(path, weights_only=True)
@@ -273,6 +274,26 @@ def test_convert_there_and_back(weights, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, again, variables)
     assert metadata == facts
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_convert_invents_no_names_of_classes(weights, tmp_path):
+    run("convert", weights, tmp_path / "a.npz")
+    run("convert", tmp_path / "a.npz", tmp_path / "b.safetensors", "--model=tiny_bn",
+        "--preprocess=unit")  # fmt: skip
+    _, facts, _ = load_model(tmp_path / "b.safetensors")
+    assert "classes" not in facts
+
+
+def test_convert_needs_no_preprocessing_for_torch(weights, tmp_path):
+    """What a state_dict does not hold is not asked for."""
+    variables = load_model(weights)[0]
+    facts = {"model": "tiny_bn", "fields": {}, "image_shape": [8, 12, 1]}
+    save_model(tmp_path / "a.safetensors", variables, facts, {})
+    run("convert", tmp_path / "a.safetensors", tmp_path / "b.npz")
+    expected = as_state_dict(variables)
+    with np.load(tmp_path / "b.npz") as arrays:
+        for key, array in expected.items():
+            np.testing.assert_array_equal(arrays[key], array)
 
 
 def test_convert_to_npz(weights, tmp_path):

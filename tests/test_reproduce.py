@@ -78,7 +78,7 @@ def test_the_table_and_the_plot(experiment, capsys):
         assert float(row["test_accuracy"]) == pytest.approx(
             np.mean(accuracies), abs=1e-4
         )
-        assert float(row["std"]) == pytest.approx(np.std(accuracies), abs=1e-4)
+        assert float(row["std"]) == pytest.approx(np.std(accuracies, ddof=1), abs=1e-4)
         assert f"| {row['regime']} |" in table
     picture = (root / "run" / "regimes.png").read_bytes()
     assert picture.startswith(b"\x89PNG")

@@ -50,13 +50,13 @@ def check_sizes(image_size: int | None, resize: int | None) -> None:
       FlaxcnnError: it does not, or there is a `resize` without an `image_size`.
     """
     if image_size is not None and image_size < 1:
-        raise FlaxcnnError(f"data.image_size={image_size}; use a number of pixels")
+        raise FlaxcnnError(f"image_size={image_size}; use a number of pixels")
     if resize and image_size is None:
-        raise FlaxcnnError(f"data.resize={resize} has no crop; set data.image_size too")
+        raise FlaxcnnError(f"resize={resize} has no crop; set image_size too")
     if resize and image_size and resize < image_size:
         raise FlaxcnnError(
-            f"data.resize={resize} is less than the crop, data.image_size={image_size};"
-            f" use {image_size} or more, or 0 for the same"
+            f"resize={resize} is less than the crop, image_size={image_size}; use "
+            f"{image_size} or more"
         )
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flaxcnn.atomic import replacing
 from flaxcnn.errors import FlaxcnnError, unknown
 
 if TYPE_CHECKING:
@@ -188,9 +188,6 @@ def _cached_zca(images: np.ndarray, cache_dir: Path) -> dict[str, np.ndarray]:
 
 
 def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write in whole or not at all: another process may read or write it just now."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        part = Path(scratch) / file.name
+    with replacing(file) as part:
         np.savez(part, **arrays)  # type: ignore[arg-type]
-        os.replace(part, file)

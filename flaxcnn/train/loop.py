@@ -100,12 +100,17 @@ class Trainer:
             model, tx, sample, config.seed, config.ema > 0, plan.trained, loaded
         )
         self.report.append(plan.report)
+        self.state = self.devices.replicate(fresh)
+        # All processes ask before any of them writes.
+        continues = any_process((workdir / "config.json").exists())
+        if continues:
+            self._restore(fresh)
         if config.transfer.cache_features:
+            variables = self.devices.local(self.state).variables
             self.data, line = cache_features(
-                plan.network, fresh.variables, self.data, config.batch_size
+                plan.network, variables, self.data, config.batch_size
             )
             self.report.append(line)
-        self.state = self.devices.replicate(fresh)
         self.steps_per_call = config.steps_per_call or (
             STEPS_PER_CALL
             if jax.default_backend() != "cpu"
@@ -116,8 +121,8 @@ class Trainer:
         self.primary = jax.process_index() == 0
         if self.primary:
             write_config(workdir, config)
-        self.checkpoints = Checkpoints(workdir, config.keep)
-        self._restore(fresh)
+        if not continues:
+            self._restore(fresh)
         self.log = Log(workdir, self.step, self.total, self.primary)
         tests = [row for row in self.log.rows if row["split"] == "test"]
         self.last_test = tests[-1] if tests else {"step": -1}
@@ -262,6 +267,7 @@ class Trainer:
         return program
 
     def _restore(self, fresh: TrainState) -> None:
+        self.checkpoints = Checkpoints(self.workdir, self.config.keep)
         self.step, self.images, self.seconds_before = 0, 0, 0.0
         self.pending = []
         self.sums = dict.fromkeys((*SUMS, "seconds"), 0.0)
@@ -286,7 +292,7 @@ class Trainer:
             jax.default_backend(), self.config.parallel, self.config.precision,
             jax.__version__, shown(self.workdir),
         )  # fmt: skip
-        for line in self.report:
+        for line in self.report if not self.step else ():
             logger.info(line)
         if self.step:
             finished = self.step == self.total

@@ -124,9 +124,11 @@ def match_paths(pattern: str, tree: Any) -> Any:
     )
 
 
-def check_mask(key: str, mask: str, params: Any) -> None:
-    """Raises FlaxcnnError for a mask that is no regex or matches no parameter."""
-    where = f"{key}={mask!r}"
+def check_mask(where: str, mask: str, params: Any) -> None:
+    """Raises FlaxcnnError for a mask that is no regex or matches no parameter.
+
+    The message begins with `where`, which names the key and its value.
+    """
     try:
         found = jax.tree.leaves(match_paths(mask, params))
     except re.error as error:

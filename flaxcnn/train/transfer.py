@@ -1,7 +1,9 @@
 """What `config.transfer` makes of a run: where it starts, and what it trains."""
 
 import dataclasses
+import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ from flaxcnn.train.optim import check_mask
 from flaxcnn.train.state import split_params
 from flaxcnn.train.workdir import shown
 from flaxcnn.transfer import CachedTrunk, FrozenTrunk, parameter_mask
-from flaxcnn.weights.pretrained import open_weights, take
+from flaxcnn.weights.pretrained import WeightsFile, model_name, open_weights, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +58,15 @@ def make_plan(
     optim, transfer = config.optim, config.transfer
     params = variable_shapes(model, image_shape)["params"]
     trained = parameter_mask(transfer.train, model, image_shape)
-    check_mask("config.transfer.train", trained, params)
+    check_mask(f"config.transfer.train={transfer.train!r}", trained, params)
     chosen, frozen = split_params(params, trained)
     if optim.weight_decay:
-        check_mask("config.optim.decay_mask", optim.decay_mask, chosen)
+        where = f"config.optim.decay_mask={optim.decay_mask!r}"
+        check_mask(where, optim.decay_mask, chosen)
     factors = []
     for words, factor in optim.lr_factors:
         mask = parameter_mask(words, model, image_shape)
-        check_mask("config.optim.lr_factors", mask, chosen)
+        check_mask(f"config.optim.lr_factors: {words!r}", mask, chosen)
         factors.append((mask, factor))
     network: Any = model
     if transfer.cache_features:
@@ -94,25 +97,34 @@ def load_start(
     if not config.transfer.init_from:
         return {}, data, []
     file = open_weights(config.transfer.init_from)
-    same_classes = file.facts.get("classes") in (None, list(data.classes))
-    loaded, new = take(
-        file, config.model.name, model, data.image_shape,
-        keep_head=None if same_classes else False,
-    )  # fmt: skip
+    name = model_name(file, config.model.name)
+    classes = file.facts.get("classes")
+    keep_head = None if classes in (None, list(data.classes)) else False
+    loaded, new = take(file, name, model, data.image_shape, keep_head=keep_head)
     count = sum(x.size for x in loaded.values())
     line = f"loaded {len(loaded)} arrays, {count:,} numbers, from {shown(file.path)}"
     if new:
         line += f"; new: {', '.join('/'.join(path[1:]) for path in new)}"
-    report = [line]
-    kind = file.facts.get("preprocess", data.preprocess.kind)
-    if kind != data.preprocess.kind:
-        report.append(
-            f"these weights were trained with config.data.preprocess={kind!r}, this "
-            f"run has {data.preprocess.kind!r}"
-        )
-    elif file.preprocess:
-        data = dataclasses.replace(data, preprocess=Preprocess(kind, file.preprocess))
-    return unflatten_dict(loaded), data, report
+    elif classes is None:
+        line += "; its head too, of as many classes, whose names it does not tell"
+    if file.preprocess and file.facts["preprocess"] == data.preprocess.kind:
+        preprocess = Preprocess(data.preprocess.kind, file.preprocess)
+        data = dataclasses.replace(data, preprocess=preprocess)
+    return unflatten_dict(loaded), data, [line, *_differences(file, model, data)]
+
+
+def _differences(file: WeightsFile, model: nn.Module, data: Data) -> Iterator[str]:
+    """What the weights were trained with, where this run has something else."""
+    pairs = {
+        f"model.{key}": (value, getattr(model, key, value))
+        for key, value in file.facts.get("fields", {}).items()
+        if key != "num_classes"
+    }
+    kind = data.preprocess.kind
+    pairs["data.preprocess"] = (file.facts.get("preprocess", kind), kind)
+    for key, (theirs, ours) in pairs.items():
+        if json.dumps(theirs) != json.dumps(ours):  # which makes tuples lists
+            yield f"the weights were trained with config.{key}={theirs!r}, not {ours!r}"
 
 
 def cache_features(

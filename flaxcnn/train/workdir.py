@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flaxcnn.atomic import replacing
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.train.config import default_config, flatten
 
@@ -61,10 +62,8 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 def replace_file(path: Path, text: str) -> None:
     """Writes a file whole or not at all; its line ends as they are in the text."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         file.write(text)
-    os.replace(part, path)
 
 
 def default_workdir(config_spec: str, overrides: dict[str, str]) -> Path:

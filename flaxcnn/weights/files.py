@@ -5,12 +5,11 @@ named by their path in the variables ("params/conv1/kernel"), those of the prepr
 by "preprocess/...". The metadata hold one JSON document.
 """
 
-import contextlib
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 import flaxcnn
+from flaxcnn.atomic import replacing
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.weights.pth import read_pth
 from flaxcnn.weights.torch import as_state_dict
@@ -140,18 +140,8 @@ def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
                 f"writing {path} needs torch; `pip install torch`, or write .npz"
             ) from None
         arrays = {key: np.array(x, order="C") for key, x in state_dict.items()}
-        torch.save({k: torch.from_numpy(x) for k, x in arrays.items()}, part)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; what is written there becomes `path`, whole or not."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        with part.open("wb") as file:
+            torch.save({k: torch.from_numpy(x) for k, x in arrays.items()}, file)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -12,8 +12,8 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxcnn.errors import FlaxcnnError
-from flaxcnn.registry import create_model, model_info
+from flaxcnn.errors import FlaxcnnError, unknown
+from flaxcnn.registry import create_model, list_models, model_info
 from flaxcnn.structure import Shape, head_parameters, variable_shapes
 from flaxcnn.weights.catalog import (
     Weights,
@@ -87,14 +87,26 @@ def load_pretrained(
       **fields: of the model, where they differ from the file's or the row's.
 
     Returns:
-      (model, variables); inputs are preprocessed as `model_info(name).weights` says.
+      (model, variables). Published weights take inputs as `model_info(name).weights`
+      says; for a file of a run `flaxcnn.load_classifier` has its preprocessing.
 
     Raises:
       FlaxcnnError: no such model or file, no network, or weights that do not fit.
     """
-    file = open_weights(name if path is None else path)
-    name = name.partition(":")[0]
-    model, image_shape = file_model(file, name, num_classes, fields)
+    model, colon, version = name.partition(":")
+    if path is not None and colon:
+        raise FlaxcnnError(
+            f"version {version!r} is of published weights, {path} is a file; leave one"
+        )
+    return restore(open_weights(path or name), model, num_classes, fields)
+
+
+def restore(
+    file: WeightsFile, name: str, num_classes: int | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, Variables]:  # fmt: skip
+    """As `load_pretrained`, of a file that is open."""
+    model, image_shape = file_model(file, name, num_classes, fields or {})
     keep = num_classes in (None, _num_classes(file, model, image_shape))
     loaded, new = take(file, name, model, image_shape, keep_head=keep)
 
@@ -108,6 +120,25 @@ def load_pretrained(
     return model, unflatten_dict({**loaded, **head})
 
 
+def model_name(file: WeightsFile, given: str | None = None) -> str:
+    """The registered name of the model that a file is of.
+
+    Raises:
+      FlaxcnnError: neither the file nor `given` says it, or they differ.
+    """
+    of = file.facts.get("model")
+    name = given or of
+    if name is None:
+        raise FlaxcnnError(
+            f"{file.path} does not say which model it is of; give it: --model=<name>"
+        )
+    if name not in list_models():
+        raise unknown("model", name, list_models())
+    if of not in (None, name):
+        raise FlaxcnnError(f"{file.path} has weights of {of}, not of {name}; load {of}")
+    return name
+
+
 def file_model(
     file: WeightsFile, name: str, num_classes: int | None, fields: Mapping[str, Any]
 ) -> tuple[nn.Module, Shape]:
@@ -115,9 +146,7 @@ def file_model(
 
     `num_classes` None: as many as the file has.
     """
-    of = file.facts.get("model", name)
-    if of != name:
-        raise FlaxcnnError(f"{file.path} has weights of {of}, not of {name}; load {of}")
+    model_name(file, name)
     image_shape = tuple(file.facts.get("image_shape", model_info(name).input_size))
     fields = {**file.facts.get("fields", {}), **fields}
     if num_classes is not None:

@@ -142,11 +142,11 @@ def test_the_crop_is_the_centre(
 @pytest.mark.parametrize(
     ("sizes", "part"),
     [
-        ((0, None), "data.image_size=0"),
-        ((-3, None), "data.image_size=-3"),
-        ((None, 32), "data.resize=32 has no crop; set data.image_size"),
-        ((32, 31), "data.resize=31 is less than the crop, data.image_size=32"),
-        ((32, -1), "data.resize=-1 is less"),
+        ((0, None), "image_size=0"),
+        ((-3, None), "image_size=-3"),
+        ((None, 32), "resize=32 has no crop; set image_size"),
+        ((32, 31), "resize=31 is less than the crop, image_size=32"),
+        ((32, -1), "resize=-1 is less"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes: tuple, part: str) -> None:

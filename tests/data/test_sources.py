@@ -88,7 +88,7 @@ def test_limit_keeps_the_first(limit: int | None, size: int) -> None:
         ("tfds:", {}, "tfds:<name>"),
         ("digits", {"split": "tset"}, "did you mean test"),
         ("digits", {"limit": -1}, "data.limit=-1"),
-        ("digits", {"image_size": 0}, "data.image_size=0"),
+        ("digits", {"image_size": 0}, "image_size=0"),
     ],
 )
 def test_wrong_requests(name: str, options: dict, part: str) -> None:

@@ -174,9 +174,9 @@ def test_other_optimizers_by_name(name):
 )
 def test_masks_that_cannot_be_meant(mask, message):
     with pytest.raises(FlaxcnnError) as error:
-        check_mask("config.optim.decay_mask", mask, PARAMS)
+        check_mask(f"config.optim.decay_mask={mask!r}", mask, PARAMS)
     assert message in str(error.value)
-    check_mask("config.optim.decay_mask", ".*kernel", PARAMS)
+    check_mask("decay_mask", ".*kernel", PARAMS)
 
 
 def test_a_warmup_longer_than_the_run():

@@ -19,7 +19,7 @@ from flaxcnn.train import transfer
 from flaxcnn.train.config import load_config
 from flaxcnn.train.loop import fit
 from flaxcnn.weights.catalog import CATALOG
-from flaxcnn.weights.files import model_facts, save_model
+from flaxcnn.weights.files import load_model, model_facts, save_model
 from tests.paths import ROOT
 
 LONG = pytest.mark.long
@@ -315,6 +315,20 @@ def test_a_run_continues_from_an_older_checkpoint(run, tmp_path, options):
     assert rows_of(tmp_path / "run") == rows
 
 
+@pytest.mark.long
+def test_features_are_of_the_checkpoint_though_the_file_changed(run, start, tmp_path):
+    file = tmp_path / "start.safetensors"
+    shutil.copy(start, file)
+    options = {"transfer__init_from": file, "transfer__train": "head",
+               "transfer__cache_features": True}  # fmt: skip
+    whole = run(**options)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    variables, facts, arrays = load_model(file)
+    save_model(file, jax.tree.map(lambda x: 1.5 * x, variables), facts, arrays)
+    assert moved(whole, run(**options)) == set()
+
+
 # The preprocessing.
 
 
@@ -392,7 +406,7 @@ CACHED = {"transfer__train": "head", "transfer__cache_features": True}
         ({**CACHED, "data__flip": True}, "leave out config.data.flip"),
         ({**CACHED, "data__mixup": 0.2}, "leave out config.data.mixup"),
         ({"transfer__frozen": "off"}, "unknown value of config.transfer.frozen 'off'"),
-        ({"transfer__train": "last:99"}, "'last:99' of 7 layers"),
+        ({"transfer__train": "last:99"}, "'last:99': the model has 7 layers"),
         ({"transfer__train": "nothing"}, "config.transfer.train='nothing' matches no"),
         ({"transfer__train": "last:0"}, "config.transfer.train='last:0' matches no"),
         ({"transfer__train": "(fc"}, "config.transfer.train='(fc' is no regular"),
@@ -408,10 +422,10 @@ CACHED = {"transfer__train": "head", "transfer__cache_features": True}
         ({"optim__lr_factors": "(('head', 'all'),)"}, "has ('head', 'all'); it holds"),
         (
             {"transfer__train": "head", "optim__lr_factors": "(('block1.*', 0.1),)"},
-            "config.optim.lr_factors='block1.*' matches no parameter; there are fc/",
+            "config.optim.lr_factors: 'block1.*' matches no parameter; there are fc/",
         ),
-        ({"optim__lr_factors": "(('last:8', 0.1),)"}, "'last:8' of 7 layers"),
-        ({"optim__lr_factors": "(('(', 0.1),)"}, "lr_factors='(' is no regular"),
+        ({"optim__lr_factors": "(('last:8', 0.1),)"}, "'last:8': the model has 7"),
+        ({"optim__lr_factors": "(('(', 0.1),)"}, "lr_factors: '(' is no regular"),
         (
             {"model": "resnet20_cifar", "model__scan_blocks": True, "model__n": 1,
              "transfer__train": "head"},
@@ -440,7 +454,8 @@ def with_nan(file, path):
 def test_a_file_that_does_not_fit(run, start, tmp_path, kind):
     model = "resblocks_resized"
     if kind == "another model":
-        model, file, message = "tiny_bn", start, "is not tiny_bn's: missing "
+        model, file = "tiny_bn", start
+        message = "has weights of resblocks_resized, not of tiny_bn; load resblocks"
     elif kind == "not finite":
         file = with_nan(start, tmp_path / "nan.safetensors")
         message = "block1.conv1.weight has values that are not finite"

@@ -497,6 +497,8 @@ def test_names_and_versions(published):
         assert model.num_classes == 10
         assert_identical(variables, from_torch("tiny_bn", random_state(seed)))
     assert "there are: V2, V1" in refusal(load_pretrained, "tiny_bn:V3")
+    message = refusal(load_pretrained, "tiny_bn:V1", "a.pth")
+    assert message == "version 'V1' is of published weights, a.pth is a file; leave one"
 
 
 def test_what_the_catalogue_knows(published, tmp_path):
