@@ -348,10 +348,10 @@ def test_a_fitted_preprocessing_comes_with_the_weights(run, folders, tmp_path):
     for path in ("preprocess/mean", "preprocess/std"):
         np.testing.assert_array_equal(again[path], fitted[path])
         assert (own[path] != fitted[path]).any()
-    assert "these weights were trained with" not in log_of(tmp_path / "again")
+    assert "the weights were trained with" not in log_of(tmp_path / "again")
 
     run("unit", transfer__init_from=file, **options)
-    line = "trained with config.data.preprocess='standardize', this run has 'unit'"
+    line = "trained with config.data.preprocess='standardize', not 'unit'"
     assert line in log_of(tmp_path / "unit")
 
 
