@@ -22,14 +22,14 @@ from flaxcnn.registry import model_fields, model_info
 from flaxcnn.weights.catalog import imagenet_classes
 from flaxcnn.weights.files import model_facts, save_model
 from flaxcnn.weights.pretrained import (
+    FITTED,
     WeightsFile,
     file_model,
+    fitted_preprocess,
     model_name,
     open_weights,
     take,
 )
-
-FITTED = {"standardize": {"mean", "std"}, "gcn_zca": {"mean", "matrix"}}
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,11 @@ class Classifier:
             )
         shape = source[0]["image"].shape
         if shape != self.image_shape:
+            same = shape[2] == self.image_shape[2]
+            cure = "give image_size" if same else "its weights are for other colours"
             raise FlaxcnnError(
                 f"{source.name} has images of shape {list(shape)}, {self.name} takes "
-                f"{list(self.image_shape)}; give others, or load it with image_size"
+                f"{list(self.image_shape)}; {cure}"
             )
         numbers = np.arange(len(self.classes))
         if sorted(source.classes) == sorted(self.classes):
@@ -198,11 +200,9 @@ def load_classifier(
 
 
 def _preprocess(file: WeightsFile, name: str, kind: str | None) -> Preprocess:
-    of_file = file.facts.get("preprocess")
-    kind = kind or of_file or model_info(name).preprocess
-    needed = FITTED.get(kind, set())
-    if kind == of_file and file.preprocess and needed <= file.preprocess.keys():
-        return Preprocess(kind, file.preprocess)
+    kind = kind or file.facts.get("preprocess") or model_info(name).preprocess
+    if fitted := fitted_preprocess(file, kind):
+        return fitted
     if kind in FITTED:
         raise FlaxcnnError(
             f"{file.path} does not hold the {kind!r} preprocessing of {name}; give "

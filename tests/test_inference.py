@@ -203,7 +203,8 @@ def test_what_cannot_be_evaluated():
     assert message == "digits has 2 classes, tiny_bn was trained on 10"
     larger = load_source("digits", "test", limit=8, image_size=12)
     assert "images of shape [12, 12, 1]" in refusal(net.evaluate, larger)
-    assert "takes [8, 8, 3]" in refusal(tiny((8, 8, 3)).evaluate, source)
+    colours = refusal(tiny((8, 8, 3)).evaluate, source)
+    assert colours.endswith("takes [8, 8, 3]; its weights are for other colours")
 
 
 @pytest.mark.long
@@ -380,6 +381,57 @@ def test_a_fitted_preprocessing_without_its_arrays(tmp_path):
     path = tmp_path / "a.safetensors"
     save_model(path, variables, facts, {"mean": np.float32([0.5])})
     assert "does not hold the 'standardize'" in refusal(load_classifier, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes"),
+    [
+        ("standardize", {"mean": (3,), "std": (2,)}),
+        ("standardize", {"std": (3,)}),
+        ("gcn_zca", {"mean": (192,), "matrix": (192,)}),
+        ("gcn_zca", {"mean": (192,), "matrix": (192, 3)}),
+    ],
+)
+def test_a_fitted_preprocessing_of_other_shapes(tmp_path, kind, shapes):
+    facts = model_facts("tiny_bn", {}, LETTERS, (8, 8, 3), 8, kind)
+    arrays = {key: np.ones(shape, np.float32) for key, shape in shapes.items()}
+    variables = random_variables("tiny_bn", (8, 8, 3))
+    path = tmp_path / "a.safetensors"
+    save_model(path, variables, facts, arrays)
+    assert f"does not hold the {kind!r}" in refusal(load_classifier, path)
+
+
+def test_constants_are_not_the_files(tmp_path):
+    """Whatever a file holds under a preprocessing that needs nothing of it."""
+    facts = model_facts("tiny_bn", {}, LETTERS, (8, 8, 3), 8, "imagenet")
+    path = tmp_path / "a.safetensors"
+    others = {"other": np.ones(3, np.float32)}
+    save_model(path, random_variables("tiny_bn", (8, 8, 3)), facts, others)
+    arrays = load_classifier(path).preprocess.arrays
+    np.testing.assert_allclose(arrays["mean"], [0.485, 0.456, 0.406])
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"n": "x"}, "no ResNetCIFAR has the fields"),
+        ({"n": -1}, "no ResNetCIFAR has the fields"),
+        ({"dtype": "x"}, "no ResNetCIFAR has the fields"),
+        ({"num_classes": "many"}, "num_classes='many'"),
+        ({"depth": 3}, "unknown field of model resnet20_cifar 'depth'"),
+    ],
+)
+def test_fields_that_no_model_has(tmp_path, fields, part):
+    """One line, from a file or from the caller."""
+    name, shape = "resnet20_cifar", (32, 32, 3)
+    variables = random_variables(name, shape)
+    path = tmp_path / "a.safetensors"
+    facts = model_facts(name, fields, LETTERS, shape, 32, "unit")
+    save_model(path, variables, facts, {})
+    assert part in refusal(load_classifier, path)
+    assert part in refusal(flaxcnn.load_pretrained, name, path)
+    save_model(path, variables, {**facts, "fields": {}}, {})
+    assert part in refusal(flaxcnn.load_pretrained, name, path, **fields)
 
 
 def test_features_are_no_classes(tmp_path):

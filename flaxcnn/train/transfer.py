@@ -19,7 +19,6 @@ from flaxcnn.data.pipeline import (
     HostPipeline,
     make_gather,
 )
-from flaxcnn.data.preprocess import Preprocess
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.structure import variable_shapes
 from flaxcnn.train.mesh import JitDevices
@@ -27,7 +26,13 @@ from flaxcnn.train.optim import check_mask
 from flaxcnn.train.state import split_params
 from flaxcnn.train.workdir import shown
 from flaxcnn.transfer import CachedTrunk, FrozenTrunk, parameter_mask
-from flaxcnn.weights.pretrained import WeightsFile, model_name, open_weights, take
+from flaxcnn.weights.pretrained import (
+    WeightsFile,
+    fitted_preprocess,
+    model_name,
+    open_weights,
+    take,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +112,8 @@ def load_start(
         line += f"; new: {', '.join('/'.join(path[1:]) for path in new)}"
     elif classes is None:
         line += "; its head too, of as many classes, whose names it does not tell"
-    if file.preprocess and file.facts["preprocess"] == data.preprocess.kind:
-        preprocess = Preprocess(data.preprocess.kind, file.preprocess)
-        data = dataclasses.replace(data, preprocess=preprocess)
+    if fitted := fitted_preprocess(file, data.preprocess.kind):
+        data = dataclasses.replace(data, preprocess=fitted)
     return unflatten_dict(loaded), data, [line, *_differences(file, model, data)]
 
 

@@ -105,7 +105,9 @@ def read_weights(
       FlaxcnnError: no such file, or it is damaged or not of its kind.
     """
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-        raise FlaxcnnError(f"no file {path}; training writes model.safetensors")
+        raise FlaxcnnError(
+            f"no file {path}; check its name (a run's is model.safetensors)"
+        )
     if path.suffix == ".safetensors":
         flat, metadata = _read_safetensors(path)
         if KEY not in metadata:
@@ -182,9 +184,11 @@ def _check(flat: Mapping[str, np.ndarray], facts: Any) -> None:
         raise ValueError("'image_shape' in its metadata is not [H, W, C]")
     if not all(map(_is_text, facts.get("classes", []))):
         raise ValueError("'classes' in its metadata are no names")
-    for key in flat:
+    for key, array in flat.items():
         if not key.startswith(("params/", "batch_stats/", "preprocess/")):
             raise ValueError(f"an array {key!r} that is no variable")
+        if key.startswith("preprocess/") and not np.isfinite(array).all():
+            raise ValueError(f"{key!r} has values that are not finite")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flaxcnn.data.preprocess import Preprocess
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.registry import create_model, list_models, model_info
 from flaxcnn.structure import Shape, head_parameters, variable_shapes
@@ -29,6 +30,9 @@ from flaxcnn.weights.torch import (
     torch_key,
     torch_shape,
 )
+
+# The dimensions of what a fitted preprocessing needs, by its kind.
+FITTED = {"standardize": {"mean": 1, "std": 1}, "gcn_zca": {"mean": 1, "matrix": 2}}
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def restore(
 ) -> tuple[nn.Module, Variables]:  # fmt: skip
     """As `load_pretrained`, of a file that is open."""
     model, image_shape = file_model(file, name, num_classes, fields or {})
-    keep = num_classes in (None, _num_classes(file, model, image_shape))
+    keep = num_classes is None or num_classes == _num_classes(file, model, image_shape)
     loaded, new = take(file, name, model, image_shape, keep_head=keep)
 
     @jax.jit
@@ -177,9 +181,9 @@ def take(
     Returns:
       (variables by path, paths of the parameters of a new head).
     """
+    head = _head(file, model, image_shape)
     template = flatten_dict(variable_shapes(model, image_shape))
     state_dict = dict(file.state_dict)
-    head = _head(model, image_shape)
     if keep_head is None:
         keep_head = all(
             path in template
@@ -194,15 +198,37 @@ def take(
     return convert(name, rest, state_dict, file.path), new
 
 
-def _head(model: nn.Module, image_shape: Shape) -> list[tuple[str, ...]]:
-    return [
-        ("params", *path.split("/")) for path in head_parameters(model, image_shape)
-    ]
+def fitted_preprocess(file: WeightsFile, kind: str) -> Preprocess | None:
+    """What the weights' training images were fitted to, if that is of this kind."""
+    arrays, needed = file.preprocess, FITTED.get(kind)
+    if not needed or kind != file.facts.get("preprocess") or "mean" not in arrays:
+        return None
+    size = arrays["mean"].size
+    fits = all(
+        key in arrays and arrays[key].shape == (size,) * dimensions
+        for key, dimensions in needed.items()
+    )
+    return Preprocess(kind, arrays) if fits else None
+
+
+def _head(
+    file: WeightsFile, model: nn.Module, image_shape: Shape
+) -> list[tuple[str, ...]]:
+    try:
+        head = head_parameters(model, image_shape)
+    except FlaxcnnError:
+        raise
+    except Exception as error:  # the fields of a damaged file may be anything
+        raise FlaxcnnError(
+            f"{file.path}: no {type(model).__name__} has the fields that it tells or "
+            f"that were given ({error!r:.200}); correct them, or copy it again"
+        ) from error
+    return [("params", *path.split("/")) for path in head]
 
 
 def _num_classes(file: WeightsFile, model: nn.Module, image_shape: Shape) -> int:
     """Of the head in the file; 0: it has none."""
-    first, *_ = _head(model, image_shape)
+    first, *_ = _head(file, model, image_shape)
     return next(iter(_shape(file.state_dict, torch_key(first))), 0)
 
 

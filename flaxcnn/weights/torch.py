@@ -119,6 +119,10 @@ def torch_shape(path: Path, leaf: Any) -> tuple[int, ...]:
 
 def todays_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays by the keys that torchvision gives them now."""
+    if not isinstance(state_dict, Mapping):
+        raise FlaxcnnError(
+            f"a {type(state_dict).__name__} is no state_dict; give model.state_dict()"
+        )
     for wrapper in ("state_dict", "model"):
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import flaxcnn
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.weights.files import (
     load_model,
@@ -121,6 +122,18 @@ def test_native_arrays_that_are_no_variables(tmp_path, key):
     write_safetensors(path, METADATA, **{key: np.ones(1)})
     message = refusal(path)
     assert repr(key) in message or key == "params/conv"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_preprocessing_that_is_not_finite(tmp_path, value):
+    """A ReLU may swallow NaN: the answers would be wrong, not NaN."""
+    arrays = {"preprocess/mean": np.float32([0, value, 0])}
+    path = write_safetensors(tmp_path / "a.safetensors", METADATA, **arrays)
+    assert "'preprocess/mean' has values that are not finite" in refusal(path)
+
+
+def test_the_version_is_in_the_file():
+    assert METADATA["version"] == flaxcnn.__version__
 
 
 def test_a_version_that_is_not_yet_known_still_loads(tmp_path):

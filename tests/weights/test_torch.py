@@ -61,6 +61,29 @@ def test_everything_wrong_is_listed(state):
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("given", [[], None, "weights", np.zeros(3)])
+def test_what_is_no_state_dict(given):
+    """Such as the network itself."""
+    with pytest.raises(FlaxcnnError, match=r"no state_dict; give model\.state_dict"):
+        from_torch("resblocks_resized", given)
+
+
+def test_the_way_back_is_as_strict(state):
+    variables = from_torch("resblocks_resized", state)
+    del variables["batch_stats"]["block1"]["bn1"]["mean"]
+    variables["params"]["head"] = {"bias": np.zeros(3)}
+    variables["params"]["fc"]["bias"] = np.float32([np.nan] * 10)
+    with pytest.raises(FlaxcnnError) as error:
+        to_torch("resblocks_resized", variables)
+    for part in (
+        "missing block1.bn1.running_mean", "unexpected head.bias",
+        "fc.bias has values that are not finite",
+    ):  # fmt: skip
+        assert part in str(error.value)
+    with pytest.raises(FlaxcnnError, match=r"fc.bias has shape \(10,\), not \(3,\)"):
+        to_torch("resblocks_resized", variables, num_classes=3)
+
+
 def test_another_number_of_classes(state):
     state["fc.weight"], state["fc.bias"] = np.zeros((3, 7 * 7 * 32)), np.zeros(3)
     with pytest.raises(FlaxcnnError, match=r"fc.weight has shape \(3, 1568\), not"):
