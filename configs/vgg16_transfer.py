@@ -4,7 +4,8 @@
     python train.py --config configs/vgg16_transfer.py:notebook
 
 Images at 224 pixels, normalised as ImageNet's; the last layer replaced, all others
-frozen and without dropout, so that they compute the features of an image only once.
+frozen and without their dropout, so that they compute the features of an image only
+once; evaluated without any. (In training the dropout before the last layer is on.)
 Expected: 84.23 % test accuracy after 10 epochs, of the author's own later notebook
 (rasbt/deeplearning-models, transferlearning-vgg16.ipynb), whose dropout was on.
 

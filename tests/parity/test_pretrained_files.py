@@ -108,6 +108,22 @@ def test_googlenet_with_auxiliary_heads(tmp_path):
 
 
 @pytest.mark.long
+def test_inception_v3_with_its_auxiliary_head(tmp_path):
+    net = of_torchvision("inception_v3", init_weights=False, aux_logits=True)
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    model, variables = load_pretrained("inception_v3", tmp_path / "a.pth")
+    assert "AuxLogits" not in variables["params"]
+    assert_same_logits(model, variables, net, 140)
+    _, variables = load_pretrained(
+        "inception_v3", tmp_path / "a.pth", num_classes=3, aux_logits=True
+    )
+    assert variables["params"]["AuxLogits"]["fc"]["kernel"].shape == (768, 3)
+    conv1 = net.AuxLogits.conv1.conv.weight.detach().numpy()
+    kernel = variables["params"]["AuxLogits"]["conv1"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, conv1.transpose(2, 3, 1, 0))
+
+
+@pytest.mark.long
 def test_densenet_with_the_keys_of_its_published_file(tmp_path):
     net = of_torchvision("densenet121")
     old = {

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,11 @@ from flaxcnn.errors import FlaxcnnError
 from flaxcnn.train import transfer
 from flaxcnn.train.config import load_config
 from flaxcnn.train.loop import fit
+from flaxcnn.train.transfer import make_plan
+from flaxcnn.transfer import CachedTrunk
 from flaxcnn.weights.catalog import CATALOG
 from flaxcnn.weights.files import load_model, model_facts, save_model
-from tests.paths import ROOT
+from tests.paths import REAL_DATA, ROOT
 
 LONG = pytest.mark.long
 HEAD = {"params/fc/bias", "params/fc/map_kernel"}  # of resblocks_resized
@@ -522,3 +525,80 @@ def test_the_config_trains_from_a_file(start, folders, tmp_path, overrides, expe
     before = load_file(start)
     after = load_file(tmp_path / "model.safetensors")
     assert moved(before, after) == (expected or before.keys())
+
+
+@LONG
+@pytest.mark.skipif(
+    not (REAL_DATA / "hymenoptera").is_dir(), reason="needs ../shared/data/hymenoptera"
+)
+def test_the_head_alone_tells_ants_from_bees(train_py, tmp_path):
+    """In under a minute, with everything; the trunk stays the published one."""
+    file = REAL_DATA / "weights" / "squeezenet1_1_caffe.pth"
+    started = time.perf_counter()
+    done = train_py(
+        f"--config={ROOT}/configs/transfer.py:squeezenet1_1",
+        f"--config.data.name=folder:{REAL_DATA / 'hymenoptera'}",
+        f"--config.transfer.init_from={file}", "--config.data.preprocess=caffe",
+        "--config.data.image_size=227", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 60
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["accuracy"] > 0.9  # 91.5 % is the mean of three seeds
+    _, before = flaxcnn.load_pretrained("squeezenet1_1", file)
+    after = flatten_dict(load_model(tmp_path / "model.safetensors")[0]["params"])
+    for path, x in flatten_dict(before["params"]).items():
+        if path[0] != "classifier.1":
+            np.testing.assert_array_equal(after[path], x)
+
+
+# configs/vgg16_transfer.py
+
+
+def vgg16_config(variant="", **overrides):
+    return load_config(f"{ROOT}/configs/vgg16_transfer.py{variant}", overrides)
+
+
+def test_vgg16_as_the_lecture_meant_it():
+    """Images at 224 pixels, ImageNet's normalisation, only the new head trained."""
+    config = vgg16_config()
+    data = config.data
+    assert (data.image_size, data.preprocess) == (224, "imagenet")
+    assert (config.epochs, config.batch_size) == (10, 128)
+    assert config.transfer.init_from == "vgg16:V1"
+    model = flaxcnn.create_model("vgg16", num_classes=10)
+    plan = make_plan(config, model, (224, 224, 3))
+    assert isinstance(plan.network, CachedTrunk)
+    assert plan.report == "training 40,970 of 134,301,514 parameters"
+
+
+def test_vgg16_as_the_notebook_ran():
+    """Its printed numbers of parameters; dropout in the frozen layers too."""
+    config = vgg16_config(":notebook")
+    data = config.data
+    assert (data.image_size, data.preprocess) == (0, "standardize")  # CIFAR's 32
+    assert (config.epochs, config.batch_size) == (50, 256)
+    model = flaxcnn.create_model("vgg16", num_classes=10)
+    plan = make_plan(config, model, (32, 32, 3))
+    assert plan.network is model
+    assert plan.report == "training 40,970 of 134,301,514 parameters"
+
+
+@pytest.mark.parametrize("variant", ["", pytest.param(":notebook", marks=LONG)])
+def test_vgg16s_config_trains_from_a_file(start, folders, tmp_path, variant):
+    """But for the network, which is small here."""
+    small = {"model.name": "resblocks_resized", "data.name": folders[4], "steps": "4",
+             "data.image_size": "8", "data.resize": "8",
+             "transfer.init_from": str(start)}  # fmt: skip
+    fit(vgg16_config(variant, **small), tmp_path)
+    before = load_file(start)
+    after = load_file(tmp_path / "model.safetensors")
+    for key in [key for key in after if key.startswith("preprocess/")]:
+        del after[key]
+    statistics = {path for path in before if path.startswith("batch_stats/")}
+    assert moved(before, after) == HEAD | (statistics if variant else set())
+
+
+def test_vgg16s_config_has_two_variants():
+    with pytest.raises(FlaxcnnError, match=r"there are intended .* and notebook"):
+        vgg16_config(":notebok")
