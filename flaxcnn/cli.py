@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     args, rest = parser.parse_known_args(argv)
     if rest and args.run is not reproduce:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        commands.choices[args.command].error(
+            f"unrecognized arguments: {' '.join(rest)}"
+        )
     args.overrides = rest
     try:
         args.run(args)
@@ -220,7 +222,7 @@ def add_weights(command: argparse.ArgumentParser, name: str, **options: Any) -> 
 
 
 def load_weights(args: argparse.Namespace) -> "Classifier":
-    """The classifier that the arguments of `add_weights` describe."""
+    """The classifier that the arguments of `add_weights` describe; says how it sees."""
     from flaxcnn.inference import load_classifier
 
     classes = None
@@ -229,7 +231,13 @@ def load_weights(args: argparse.Namespace) -> "Classifier":
             classes = Path(args.classes).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise FlaxcnnError(f"--classes={args.classes}: {error}") from None
-    return load_classifier(
+    classifier = load_classifier(
         args.weights, args.model, preprocess=args.preprocess,
         image_size=args.image_size, resize=args.resize, classes=classes,
     )  # fmt: skip
+    print(  # some of it may be a guess, see `load_classifier`
+        f"{classifier.name}: images of {classifier.image_shape[0]} pixels, cut from "
+        f"{classifier.resize}; preprocessing {classifier.preprocess.kind}",
+        file=sys.stderr,
+    )
+    return classifier

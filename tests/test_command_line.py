@@ -204,6 +204,26 @@ def test_predict(weights, photographs, capsys, options, top):
     assert images[0][1] == images[3][1] != images[1][1]
 
 
+def test_how_images_are_seen_is_said(weights, photographs, tmp_path, capsys):
+    """A file of others does not tell: the usual way of its network is a guess."""
+    run("convert", weights, tmp_path / "a.npz")
+    image = photographs / "a.png"
+    run("predict", image, "--weights", tmp_path / "a.npz", "--model=tiny_bn",
+        "--preprocess=unit", "--resize=10")  # fmt: skip
+    assert capsys.readouterr().err == (
+        "tiny_bn: images of 8 pixels, cut from 10; preprocessing unit\n"
+    )
+
+
+def test_a_mistyped_option_shows_those_of_its_command(weights, capsys):
+    with pytest.raises(SystemExit):
+        run("predict", "a.png", "--weights", weights, "--imagesize=8")
+    err = capsys.readouterr().err
+    assert "unrecognized arguments: --imagesize=8" in err
+    assert "--image_size" in err
+    assert "--data_dir" not in err
+
+
 def test_predict_with_names_from_a_file(weights, photographs, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("".join(f"{n} é\n" for n in NAMES))
     image = photographs / "a.png"
