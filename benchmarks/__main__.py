@@ -4,36 +4,82 @@ Nothing else may run on the machine meanwhile. See benchmarks/README.md.
 """
 
 import argparse
-import dataclasses
 import datetime
-import json
-import multiprocessing
-import os
+import math
 import shlex
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.equality import evidence, require_equal
-from benchmarks.suites import FULL, SMOKE, SUITES, Benchmark, Effort
-from benchmarks.worker import fresh_weights, measure, start
-from flaxcnn import FlaxcnnError, model_info
+from benchmarks.benchmark import Benchmark
+from benchmarks.goals import verdicts
+from benchmarks.race import run, say
+from benchmarks.suites import EFFORTS, SMOKE, SUITES, smoke
+from flaxcnn import FlaxcnnError
 from flaxcnn.errors import unknown
+
+SHORTEST = 60.0  # seconds that a row which was never measured may need
 
 
 def main(argv: list[str]) -> None:
-    """Runs the benchmarks that the arguments select."""
+    """Measures the rows that the arguments select, those missing or oldest first."""
+    args = parse(argv)
+    rows = select(args.suite, args.only)
+    rows = smoke(rows) if args.smoke else rows
+    effort = SMOKE if args.smoke else EFFORTS[args.suite]
+    out = args.out or Path("results/benchmarks") / f"{args.suite}.json"
+    keep = args.out or not args.smoke
+    results = report.read(out) if keep else {}
+    deadline = time.monotonic() + args.time_limit
+    command = shlex.join(["python", "-m", "benchmarks", *argv])
+    left, failed = [], []
+    for name in in_turn(rows, results):
+        needed = results.get(name, {}).get("seconds", SHORTEST)
+        if time.monotonic() + needed > deadline:
+            left.append(name)
+            continue
+        found = report.environment()
+        if found["load_average"] > 0.5:
+            say(f"load average {found['load_average']:.1f}: is something else running?")
+        started, date = time.monotonic(), datetime.datetime.now(datetime.UTC)
+        say(f"{name}:")
+        ceilings = results.get("ceilings", {}).get("values", {})
+        try:
+            result = run(
+                args.suite, rows[name], effort, args.rounds, deadline, ceilings
+            )
+        except FlaxcnnError as error:
+            say(f"{name} failed: {error}")
+            failed.append(f"{name}: {error}")
+            continue
+        results[name] = {
+            "date": date.isoformat(timespec="seconds"), "command": command,
+            "smoke": args.smoke, "seconds": round(time.monotonic() - started, 1),
+            **found, **result,
+        }  # fmt: skip
+        print(f"\n{name}: batch {rows[name].batch}, rounds: {len(result['rounds'])}\n")
+        print(report.table(results[name]), flush=True)
+        results = {row: results[row] for row in SUITES[args.suite] if row in results}
+        if keep:
+            report.write(out, args.suite, results)
+    print(f"\n{report.goal_table(verdicts(args.suite, results))}")
+    if left:
+        say(f"left by --time-limit, first in the next call: {', '.join(left)}")
+    if failed:
+        raise FlaxcnnError("; ".join(failed))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments, checked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--suite", required=True, help=", ".join(SUITES))
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the suite")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows of the suite")
     parser.add_argument("--rounds", type=int, help="default: 3; with --smoke 2")
     parser.add_argument(
-        "--time-limit", type=float, default=float("inf"), metavar="S",
-        help="begin no further round that would end later",
+        "--time-limit", type=float, default=math.inf, metavar="S",
+        help="end by then; the next call begins with what is left",
     )  # fmt: skip
     parser.add_argument("--smoke", action="store_true", help="does it run at all?")
     parser.add_argument(
@@ -41,37 +87,17 @@ def main(argv: list[str]) -> None:
         help="default: results/benchmarks/<suite>.json; with --smoke none",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    rounds = (2 if args.smoke else 3) if args.rounds is None else args.rounds
-    if rounds < 1:
-        raise FlaxcnnError(f"--rounds {rounds}; it must be at least 1")
-    benches = select(args.suite, args.only)
-    deadline = time.monotonic() + args.time_limit
-    document = {
-        "suite": args.suite,
-        "smoke": args.smoke,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *argv]),
-        **report.environment(),
-        "benchmarks": {},
-    }
-    if document["load_average"] > 0.5:
-        say(f"load average {document['load_average']:.1f}: is something else running?")
-    for name, bench in benches.items():
-        if args.smoke:
-            bench = dataclasses.replace(bench, batch=4)
-        effort = SMOKE if args.smoke else FULL
-        result = run(bench, effort, rounds, deadline)
-        document["benchmarks"][name] = result
-        print(f"\n{name}: batch {bench.batch}, rounds: {len(result['rounds'])}\n")
-        print(report.table(result), flush=True)
-    if not (args.smoke and args.out is None):
-        out = args.out or Path("results/benchmarks") / f"{args.suite}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(document, indent=2) + "\n")
+    if args.rounds is None:
+        args.rounds = 2 if args.smoke else 3
+    if args.rounds < 1:
+        raise FlaxcnnError(f"--rounds {args.rounds}; it must be at least 1")
+    if not args.time_limit > 0:
+        raise FlaxcnnError(f"--time-limit {args.time_limit:g}; it must be above 0")
+    return args
 
 
 def select(suite: str, only: list[str] | None) -> dict[str, Benchmark]:
-    """The benchmarks of a suite by name; FlaxcnnError for a name that is none."""
+    """The rows of a suite by name; FlaxcnnError for a name that is none."""
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
     for name in only or []:
@@ -80,57 +106,12 @@ def select(suite: str, only: list[str] | None) -> dict[str, Benchmark]:
     return {name: SUITES[suite][name] for name in only or SUITES[suite]}
 
 
-def run(
-    bench: Benchmark, effort: Effort, rounds: int, deadline: float
-) -> dict[str, Any]:
-    """Measures one benchmark: A B C A B C ..., each contender in its own process.
-
-    Every call waits for its result, so only one process works at a time.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    with ExitStack() as stack:
-        pools = {
-            name: stack.enter_context(ProcessPoolExecutor(1, spawn))
-            for name in bench.contenders
-        }
-        weights = pools["flaxcnn"].submit(fresh_weights, bench).result()
-        found, threads = {}, {}
-        for name, pool in pools.items():
-            say(f"{name}: checking, compiling")
-            found[name] = pool.submit(evidence, name, bench, weights).result()
-        require_equal(found, model_info(bench.net).params)
-        for name, pool in pools.items():
-            threads[name] = pool.submit(start, name, bench, weights).result()
-        measured: report.Rounds = []
-        for i in range(rounds):
-            began = time.monotonic()
-            measured.append({})
-            for name, pool in pools.items():
-                speeds = pool.submit(measure, effort).result()
-                measured[-1][name] = [bench.batch * speed for speed in speeds]
-                values = ", ".join(f"{x:.1f}" for x in measured[-1][name])
-                say(f"round {i + 1} of {rounds}, {name}: {values} images/s")
-            now = time.monotonic()
-            if i + 1 < rounds and now + (now - began) > deadline:
-                say(f"stopped after {i + 1} rounds by --time-limit")
-                break
-    return {
-        **dataclasses.asdict(bench),
-        "effort": dataclasses.asdict(effort),
-        "check": {name: item._asdict() for name, item in found.items()},
-        "threads": threads,
-        "rounds": measured,
-        **report.summarize(measured),
-    }
-
-
-def say(line: str) -> None:
-    """Progress; the tables alone go to stdout."""
-    print(line, file=sys.stderr, flush=True)
+def in_turn(rows: dict[str, Benchmark], results: dict[str, Any]) -> list[str]:
+    """Rows never measured, then the others from the oldest on."""
+    return sorted(rows, key=lambda name: results.get(name, {}).get("date", ""))
 
 
 if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"  # inherited by the contenders
     try:
         main(sys.argv[1:])
     except FlaxcnnError as error:

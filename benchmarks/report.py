@@ -1,16 +1,20 @@
-"""Statistics, the table, and what the numbers depend on."""
+"""Statistics, the tables, and what the numbers depend on."""
 
+import json
 import os
 import platform
+import shutil
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.suites import cores
+from benchmarks.benchmark import cores
+from benchmarks.goals import Verdict, verdicts
 from flaxcnn import FlaxcnnError
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
 
 Rounds = list[dict[str, list[float]]]
 
@@ -27,6 +31,7 @@ def environment() -> dict[str, Any]:
             ) from None
     return {
         "cpu": cpu_model(),
+        "gpu": gpu_state(),
         "cores": cores(),
         "load_average": os.getloadavg()[0],  # of the minute before
         "versions": versions,
@@ -41,11 +46,20 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
+def gpu_state() -> str:
+    """Name, driver, power and clock as nvidia-smi says them; "" without a GPU."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    asked = "--query-gpu=name,driver_version,power.draw,clocks.sm"
+    command = ["nvidia-smi", asked, "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def summarize(rounds: Rounds) -> dict[str, Any]:
-    """Images a second of each contender, and ratios of the first to each other one.
+    """The value of each contender, and ratios of the first to each other one.
 
     Args:
-      rounds: of each, {contender: images a second of every window}.
+      rounds: of each, {contender: the value of every window}.
     """
     values = {name: [median(row[name]) for row in rounds] for name in rounds[0]}
     (_, ours), *peers = values.items()
@@ -55,7 +69,7 @@ def summarize(rounds: Rounds) -> dict[str, Any]:
         for name, theirs in peers
     }
     return {
-        "images_per_second": {name: spread(x) for name, x in values.items()},
+        "values": {name: spread(x) for name, x in values.items()},
         "ratios": {name: spread(x) for name, x in ratios.items()},
     }
 
@@ -71,20 +85,81 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The Markdown table of one benchmark's result."""
-    speeds, ratios = result["images_per_second"], result["ratios"]
-    first = next(iter(speeds))
+    """The Markdown table of one row's contenders."""
+    values, ratios = result["values"], result["ratios"]
+    first = next(iter(values))
     lines = [
-        f"| contender | images/s | min-max | {first} / contender | min-max |",
+        f"| contender | {result['unit']} | min-max | {first} / contender | min-max |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, speed in speeds.items():
-        ratio = numbers(ratios[name], 2) if name in ratios else ["", ""]
-        lines.append(f"| {' | '.join([name, *numbers(speed, 1), *ratio])} |")
+    for name, value in values.items():
+        ratio = numbers(ratios[name]) if name in ratios else ["", ""]
+        lines.append(f"| {' | '.join([name, *numbers(value), *ratio])} |")
+    for name, reason in result["unavailable"].items():
+        lines.append(f"| {name} | unavailable: {reason} | | | |")
+    if result.get("roofline"):
+        lines.append(f"| roofline | {result['roofline']:.0f} | | | |")
     return "\n".join(lines)
 
 
-def numbers(values: dict[str, Any], digits: int) -> list[str]:
-    """The two cells of a spread."""
+def goal_table(lines: list[Verdict]) -> str:
+    """The Markdown table of the goals."""
+    rows = [
+        "| row | what | measured | min-max | goal | met |",
+        "|---|---|--:|--:|--:|---|",
+    ]
+    for title, what, value, goal, met in lines:
+        measured = numbers(value) if value else ["", ""]
+        bound = f"{goal.sign} {goal.bound:,.4g}" if goal.bound < 1e4 else (
+            f"{goal.sign} {goal.bound:,.0f}")  # fmt: skip
+        word = {True: "yes", False: "**no**", None: "not measured"}[met]
+        rows.append(f"| {' | '.join([title, what, *measured, bound, word])} |")
+    return "\n".join(rows)
+
+
+def numbers(values: dict[str, Any]) -> list[str]:
+    """The two cells of a spread, to three digits."""
+    digits = max(0, 2 - int(f"{values['median']:e}".partition("e")[2]))
     low, high = (f"{values[key]:.{digits}f}" for key in ("min", "max"))
     return [f"{values['median']:.{digits}f}", f"{low}-{high}"]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results of a suite so far, by row.
+
+    Raises:
+      FlaxcnnError: the file is no such file.
+    """
+    if not path.exists():
+        return {}
+    try:
+        rows = json.loads(path.read_text())["benchmarks"]
+        return {name: row for name, row in rows.items() if "date" in row}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise FlaxcnnError(
+            f"{path} holds no results of benchmarks; move it away or give another --out"
+        ) from None
+
+
+def write(path: Path, suite: str, rows: dict[str, Any]) -> None:
+    """All results of a suite, as JSON and beside it as Markdown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"suite": suite, "benchmarks": rows}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown(suite, rows))
+
+
+def markdown(suite: str, rows: dict[str, Any]) -> str:
+    """The goals, then a table for each row with what it depends on."""
+    parts = [f"# Benchmarks: {suite}", goal_table(verdicts(suite, rows))]
+    for name, row in rows.items():
+        versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items())
+        where = row["gpu"] or f"{row['cores']} cores of {row['cpu']}"
+        parts += [
+            f"## {name}",
+            f"{row['kind']} {row['net']}, batch {row['batch']}, {row['dtype']}, "
+            f"{len(row['rounds'])} rounds; {row['date']}, {where}; {versions}; "
+            f"`{row['command']}`",
+            table(row),
+        ]
+    return "\n\n".join(parts) + "\n"

@@ -1,93 +1,186 @@
-"""What is measured, of whom, and what a contender's module has to offer."""
+"""What is measured, of whom, and the goals."""
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace
 
-import numpy as np
+from benchmarks.benchmark import Benchmark, Effort, Goal, Mean
 
 # The recipe of every contender. L2 on kernels only, added to the gradient.
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-3
 
-CONTENDERS = {
-    "flaxcnn": "benchmarks.ours",
-    "flax_linen": "benchmarks.peers.flax_linen",
-    "torch_eager": "benchmarks.peers.torch_eager",
+EPOCH = 50_000  # images of CIFAR
+
+OURS, FLAX, TORCH = "benchmarks.ours", "benchmarks.peers.flax_linen", "benchmarks.peers"
+CONTENDERS = {  # name: its module
+    "flaxcnn": OURS,
+    "flaxcnn_scan": OURS,  # many steps a call
+    "flaxcnn_fit": OURS,  # the whole trainer
+    "flaxcnn_deterministic": OURS,
+    "flax_linen": FLAX,
+    "torch_eager": f"{TORCH}.pytorch",
+    "torch_compile": f"{TORCH}.pytorch",
+    "torch_max_autotune": f"{TORCH}.pytorch",
+    "torch_optimized": f"{TORCH}.pytorch",
+    "torch_loader": f"{TORCH}.pytorch",  # DataLoader and PIL
+    "torchvision_v1": f"{TORCH}.torchvision_augment",
+    "torchvision_v2": f"{TORCH}.torchvision_augment",
+    "matmul": f"{TORCH}.ceilings",
+    "copy": f"{TORCH}.ceilings",
+}
+ENVIRONMENT = {  # of a contender's process, beside the suite's
+    "flaxcnn_deterministic": {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
 }
 
-Weights = dict[str, np.ndarray]  # {"params/conv1/kernel": ...}, as flax lays them out
 
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One net in one mode.
-
-    Attributes:
-      net: a registered name of flaxcnn and a key of the `NETS` of every peer.
-      mode: the function of the contenders' modules that builds it; "train" is
-        `train(bench, weights, images, labels, dropout) -> Contender`.
-      batch: images a step.
-      classes: number of classes.
-      contenders: keys of CONTENDERS; ratios are of the first to each other one.
-    """
-
-    net: str
-    mode: str
-    batch: int
-    classes: int
-    contenders: tuple[str, ...]
-
-
-class Contender(NamedTuple):
-    """A net with its batch, ready to step.
-
-    Attributes:
-      step: does one step; need not wait for it.
-      loss: waits for the last step and returns its mean loss.
-      params: number of parameters.
-      threads: that compute.
-    """
-
-    step: Callable[[], None]
-    loss: Callable[[], float]
-    params: int
-    threads: int
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure.
-
-    Attributes:
-      warmup: steps before each round, at least 1.
-      windows: timed windows a round; the round's value is their median.
-      seconds: shortest window.
-      steps: fewest steps of a window.
-    """
-
-    warmup: int
-    windows: int
-    seconds: float
-    steps: int
-
-
-FULL = Effort(warmup=3, windows=3, seconds=3.0, steps=3)
+EFFORTS = {
+    "cpu": Effort(warmup=2, windows=2, seconds=3.0, steps=3),
+    "gpu": Effort(warmup=10, windows=1, seconds=3.0, steps=50),
+}
 SMOKE = Effort(warmup=1, windows=1, seconds=0.0, steps=2)
 
-SUITES = {
-    "cpu": {
+
+def _smaller(name: str, bench: Benchmark) -> Benchmark:
+    """A row as `--smoke` runs it."""
+    size = min(bench.size, 96) if name.startswith("inception") else min(bench.size, 64)
+    return replace(bench, batch=4, size=size)
+
+
+def smoke(rows: dict[str, Benchmark]) -> dict[str, Benchmark]:
+    """Rows that end soon; their numbers mean nothing."""
+    return {name: _smaller(name, bench) for name, bench in rows.items()}
+
+
+def _cpu() -> tuple[dict[str, Benchmark], tuple[Mean, ...]]:
+    torch = ("torch_eager", "torch_compile")
+    fused = (*torch, "torch_optimized")
+    all_of_them = ("flaxcnn", "flax_linen", *torch)
+    ge1, each = Goal(">=", 1.0, torch), (Goal(">=", 0.8, torch),)
+    folded = (Goal(">=", 1.0, fused),)
+    rows = {
         "allcnn_c_train": Benchmark(
-            "allcnn_c", "train", 128, 10, ("flaxcnn", "flax_linen", "torch_eager")
+            "train", "allcnn_c", 128, all_of_them,
+            (ge1, Goal(">=", 2.0, ("flax_linen",))),
         ),
-    },
-}
+        "nin_train": Benchmark("train", "nin", 128, all_of_them, each),
+        "vgg16_cifar_train": Benchmark("train", "vgg16_cifar", 64, all_of_them, each),
+        "resnet18_train": Benchmark("train", "resnet18", 128, all_of_them, each),
+        "resnet18_infer": Benchmark(
+            "infer", "resnet18", 8, ("flaxcnn", *fused), folded, 1000, 224
+        ),
+        "vgg16_infer": Benchmark(
+            "infer", "vgg16", 8, ("flaxcnn", *fused), folded, 1000, 224
+        ),
+        "scan": Benchmark(
+            "train", "allcnn_c", 128, ("flaxcnn_scan", "flaxcnn"),
+            (Goal(">=", 0.95, ("flaxcnn",)),),
+        ),
+        "trainer": Benchmark(
+            "train", "allcnn_c", 128, ("flaxcnn_fit", "flaxcnn"),
+            (Goal(">=", 0.97, ("flaxcnn",)),),
+        ),
+        "augment": Benchmark(
+            "augment", "allcnn_c", 512,
+            ("flaxcnn", "torchvision_v1", "torchvision_v2"),
+            (Goal(">=", 10, ("torchvision_v1",)), Goal(">=", 1.5, ("torchvision_v2",))),
+        ),
+        "first_step": Benchmark(
+            "first_step", "allcnn_c", 128, ("flaxcnn", "torch_eager"), (Goal("<=", 5),)
+        ),
+        "first_step_cold": Benchmark(
+            "first_step", "allcnn_c", 128, ("flaxcnn", "torch_eager"), cold=True
+        ),
+        "memory": Benchmark(
+            "memory", "resnet50", 8, ("flaxcnn", "torch_eager"),
+            (Goal("<=", 1.1, ("torch_eager",)),), 1000, 224,
+        ),
+    }  # fmt: skip
+    three = ("nin_train", "vgg16_cifar_train", "resnet18_train")
+    return rows, (Mean("three nets at 32 pixels", three, ge1),)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _gpu() -> tuple[dict[str, Benchmark], tuple[Mean, ...]]:
+    eager, compiled = "torch_eager", ("torch_compile", "torch_max_autotune")
+
+    def at224(
+        kind: str, net: str, batch: int, peers: tuple[str, ...], *goals: Goal,
+        ours: str = "flaxcnn", size: int = 224, cold: bool = False,
+    ) -> Benchmark:  # fmt: skip
+        return Benchmark(
+            kind, net, batch, (ours, *peers), goals, 1000, size, "bfloat16", cold
+        )
+
+    def cifar(kind: str, ours: str, *peers: str, goals: tuple[Goal, ...] = ()) -> (
+        Benchmark
+    ):  # fmt: skip
+        return Benchmark(kind, "allcnn_c", 128, (ours, *peers), goals, dtype="bfloat16")
+
+    def g2(net: str, batch: int, size: int = 224) -> Benchmark:
+        goal = Goal(">=", 0.85, compiled[:1], "G2")
+        return at224("train", net, batch, compiled[:1], goal, size=size)
+
+    rows = {
+        "ceilings": Benchmark("ceiling", "", 8192, ("matmul", "copy")),
+        "resnet50_train": at224(
+            "train", "resnet50", 256, compiled,
+            Goal(">=", 1.15, compiled, "G1"), Goal(">=", 0.65, (), "G1", True),
+        ),
+        "resnet50_train_eager": at224(
+            "train", "resnet50", 256, (eager, "flax_linen"),
+            Goal(">=", 1.4, (eager,), "G1e"), Goal(">=", 1.2, ("flax_linen",), "G1f"),
+        ),
+        "allcnn_c_epoch": cifar(
+            "epoch", "flaxcnn_fit", eager, "torch_max_autotune", "torch_loader",
+            goals=(
+                Goal(">=", 3.0, (eager,), "G3a"),
+                Goal(">=", 1.2, ("torch_max_autotune",), "G3b"),
+                Goal(">=", 50, ("torch_loader",), "G3c"),
+                Goal(">=", 350 * EPOCH / 75, (), "G3d"),  # 350 epochs in 75 s
+            ),
+        ),
+        "allcnn_c_train": cifar("train", "flaxcnn_scan", "flaxcnn", eager, *compiled),
+        "airbench94_train": Benchmark(
+            "train", "airbench94", 2000, ("flaxcnn_scan", "torch_max_autotune"),
+            (Goal(">=", 1.0, ("torch_max_autotune",), "G4"),), dtype="bfloat16",
+        ),
+        "resnet50_infer": at224(
+            "infer", "resnet50", 256, (eager, *compiled),
+            Goal(">=", 1.15, compiled, "G5"), Goal(">=", 2.0, (eager,), "G5"),
+        ),
+        "trainer": cifar(
+            "train", "flaxcnn_fit", "flaxcnn_scan",
+            goals=(Goal(">=", 0.99, ("flaxcnn_scan",), "G6"),),
+        ),
+        "trainer_224": at224(
+            "train", "resnet50", 256, ("flaxcnn_scan",),
+            Goal(">=", 0.95, ("flaxcnn_scan",), "G6"), ours="flaxcnn_fit",
+        ),
+        "first_step": at224(
+            "first_step", "resnet50", 256, compiled[:1],
+            Goal("<=", 10, (), "G7"), Goal("<=", 0.6, compiled[:1], "G7"),
+        ),
+        "first_step_cold": at224(
+            "first_step", "resnet50", 256, compiled[:1],
+            Goal("<=", 0.6, compiled[:1], "G7"), cold=True,
+        ),
+        "memory": at224(
+            "memory", "resnet50", 256, (eager,), Goal("<=", 0.9, (eager,), "G8")
+        ),
+        "deterministic": at224(
+            "train", "resnet50", 256, ("flaxcnn",),
+            Goal(">=", 0.93, ("flaxcnn",), "G9"), ours="flaxcnn_deterministic",
+        ),
+        "resnet34_train": g2("resnet34", 256),
+        "resnet152_train": g2("resnet152", 128),
+        "vgg16_train": g2("vgg16", 128),
+        "googlenet_train": g2("googlenet", 256),
+        "inception_v3_train": g2("inception_v3", 128, 299),
+    }  # fmt: skip
+    five = tuple(name for name, row in rows.items() if row.goals[:1] == (
+        Goal(">=", 0.85, compiled[:1], "G2"),))  # fmt: skip
+    return rows, (Mean("five nets", five, Goal(">=", 1.1, compiled[:1], "G2")),)
+
+
+SUITES, MEANS = {}, {}
+SUITES["cpu"], MEANS["cpu"] = _cpu()
+SUITES["gpu"], MEANS["gpu"] = _gpu()

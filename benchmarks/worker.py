@@ -1,47 +1,111 @@
-"""What runs in a contender's own process; it sleeps in between."""
+"""A contender's own process: asleep unless it is called."""
 
 import importlib
 import math
+import multiprocessing
+import os
+import resource
 import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from benchmarks.suites import CONTENDERS, Benchmark, Contender, Effort, Weights
-from flaxcnn import FlaxcnnError, model_info
+from benchmarks.benchmark import Benchmark, Contender, Effort, Setup, Unavailable
+from benchmarks.suites import CONTENDERS, SMOKE
+from flaxcnn import FlaxcnnError
 
 _running: Contender
 
 
-def fresh_weights(bench: Benchmark) -> Weights:
-    """Weights for all contenders; runs in our process."""
-    from benchmarks.ours import fresh_weights  # not in the peers' processes
+class Worker:
+    """A process with an environment of its own, that runs functions one by one."""
 
-    return fresh_weights(bench)
+    def __init__(self, environment: dict[str, str]):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, environment))
+        self.process.start()
+        theirs.close()
+
+    def call(self, deadline: float, function: Callable, *args: Any) -> Any:
+        """function(*args) in the process, which is given up at the deadline.
+
+        Raises:
+          Unavailable: what it raised, the end of the process, or the deadline.
+        """
+        self.pipe.send((function, args))
+        left = None if math.isinf(deadline) else max(1.0, deadline - time.monotonic())
+        if not self.pipe.poll(left):
+            raise Unavailable("stopped by --time-limit")
+        try:
+            value, problem = self.pipe.recv()
+        except EOFError:
+            raise Unavailable("its process died; out of memory?") from None
+        if problem:
+            raise Unavailable(problem)
+        return value
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
 
 
-def build(name: str, bench: Benchmark, weights: Weights, dropout: bool) -> Contender:
-    """The contender with a random batch, the same for all."""
-    rng = np.random.default_rng(0)
-    shape = (bench.batch, *model_info(bench.net).input_size)
-    images = rng.standard_normal(shape, np.float32)
-    labels = rng.integers(bench.classes, size=bench.batch)
-    module = importlib.import_module(CONTENDERS[name])
-    return getattr(module, bench.mode)(bench, weights, images, labels, dropout)
+def serve(pipe: Any, environment: dict[str, str]) -> None:
+    """The process's whole life."""
+    os.environ.update(environment)
+    while True:
+        try:
+            function, args = pipe.recv()
+        except EOFError:  # the runner is gone
+            return
+        try:
+            pipe.send((function(*args), ""))
+        except (Unavailable, FlaxcnnError) as error:
+            pipe.send((None, str(error)))
+        except Exception as error:
+            traceback.print_exc()
+            first_line = next(iter(str(error).splitlines()), "")
+            pipe.send((None, f"{type(error).__name__}: {first_line[:200]}"))
 
 
-def start(name: str, bench: Benchmark, weights: Weights) -> int:
-    """Builds and compiles what `measure` measures; returns its number of threads."""
+def draw_weights(bench: Benchmark, folder: Path) -> int:
+    """Weights for all contenders, into the folder; returns their number."""
+    from benchmarks.ours import save_weights  # not in the peers' processes
+
+    return save_weights(bench, folder)
+
+
+def roofline(bench: Benchmark, rate: float, bandwidth: float) -> float:
+    """As `benchmarks.roofline.images_per_second`."""
+    from benchmarks.roofline import images_per_second
+
+    return images_per_second(bench, rate, bandwidth)
+
+
+def build(setup: Setup) -> Contender:
+    """The contender of its module."""
+    module = importlib.import_module(CONTENDERS[setup.contender])
+    kind = "train" if setup.bench.fresh else setup.bench.kind
+    return getattr(module, kind)(setup)
+
+
+def start(setup: Setup) -> None:
+    """Builds and compiles what `measure` measures."""
     global _running
-    _running = build(name, bench, weights, dropout=True)
-    seconds(1)
-    return _running.threads
+    _running = build(setup)
+    measure(SMOKE)
 
 
 def measure(effort: Effort) -> list[float]:
-    """Steps a second of each window, after a warm-up that also sets their length."""
+    """Images a second of each window, after a warm-up that also sets their length."""
+    if _running.windows:
+        return _running.windows(effort)
     a_step = seconds(effort.warmup) / effort.warmup
     steps = max(effort.steps, math.ceil(effort.seconds / a_step))
-    return [steps / seconds(steps) for _ in range(effort.windows)]
+    return [
+        steps * _running.images / seconds(steps) for _ in range(effort.windows)
+    ]  # fmt: skip
 
 
 def seconds(steps: int) -> float:
@@ -49,8 +113,25 @@ def seconds(steps: int) -> float:
     started = time.perf_counter()
     for _ in range(steps):
         _running.step()
-    loss = _running.loss()  # waits
+    last = _running.wait()
     elapsed = time.perf_counter() - started
-    if not math.isfinite(loss):
-        raise FlaxcnnError(f"the loss is {loss}: no training is being measured")
+    if not math.isfinite(last):
+        raise FlaxcnnError(f"the loss is {last}: no training is being measured")
     return elapsed
+
+
+def first_step(setup: Setup) -> None:
+    """What `first_step` times, from the start of the process."""
+    contender = build(setup)
+    contender.step()
+    contender.wait()
+
+
+def memory(setup: Setup) -> float:
+    """MiB at the peak of two training steps: of the GPU, else of the process."""
+    first_step(setup)
+    module = importlib.import_module(CONTENDERS[setup.contender])
+    on_gpu = module.gpu_peak()
+    # The process's own peak counts from its parent's size, which is far smaller.
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return on_gpu / 2**20 if on_gpu else kib / 2**10

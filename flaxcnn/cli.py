@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.registry import create_model, list_models, model_info
+from flaxcnn.reproduce import EXPERIMENTS
 
 if TYPE_CHECKING:
     from flaxcnn.inference import Classifier
@@ -53,10 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(run=convert)
 
     command = commands.add_parser("reproduce", help="an experiment of the lecture")
-    command.add_argument("experiment", help="regimes: transfer learning in four ways")
-    command.add_argument("--config", required=True, help="path/to/config.py[:argument]")
+    command.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
     command.add_argument("--workdir", required=True)
+    command.add_argument("--models", nargs="+", default=(), help="rows; default: all")
     command.add_argument("--seeds", type=int, default=1, help="runs of each")
+    command.add_argument("--epochs", type=float, default=0, help="not the recipe's")
+    command.add_argument("--lr", nargs="+", default=(), help="the best of these rates")
+    command.add_argument("--augment", action="store_true", help="as the paper does")
+    command.add_argument("--config", default="", help="regimes: path.py[:argument]")
+    command.add_argument(
+        "--time-limit", type=float, default=0, metavar="SECONDS", help="then save, stop"
+    )
     command.set_defaults(run=reproduce)
 
     args, rest = parser.parse_known_args(argv)
@@ -196,17 +204,32 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def reproduce(args: argparse.Namespace) -> None:
-    """Runs an experiment and prints its table."""
-    if args.experiment != "regimes":
-        raise unknown("experiment", args.experiment, ["regimes"])
+    """Runs an experiment, or a slice of it, and prints its table."""
+    if args.experiment not in EXPERIMENTS:
+        raise unknown("experiment", args.experiment, EXPERIMENTS)
     if args.seeds < 1:
         raise FlaxcnnError(f"--seeds={args.seeds}; at least 1")
-    from flaxcnn.reproduce import regimes
+    for name in ("epochs", "time_limit"):
+        if getattr(args, name) < 0:
+            option = name.replace("_", "-")
+            raise FlaxcnnError(f"--{option}={getattr(args, name):g}; at least 0")
+    from flaxcnn.reproduce.runs import carry_out, plan
+    from flaxcnn.reproduce.table import report
     from flaxcnn.train.config import parse_overrides
 
-    workdir = Path(args.workdir).expanduser()
-    regimes(args.config, parse_overrides(args.overrides), workdir, args.seeds)
-    print((workdir / "regimes.md").read_text(), end="")
+    experiment = EXPERIMENTS[args.experiment]
+    workdir = Path(args.workdir).expanduser().resolve()
+    runs = plan(
+        experiment, workdir, config=args.config, models=args.models,
+        overrides=parse_overrides(args.overrides), seeds=args.seeds,
+        epochs=args.epochs, rates=args.lr, augment=args.augment,
+    )  # fmt: skip
+    try:
+        ended = carry_out(runs, args.time_limit)
+    finally:
+        print(report(args.experiment, experiment, runs, workdir), end="")
+    if not ended:
+        print("stopped; the same command continues from there")
 
 
 def add_weights(command: argparse.ArgumentParser, name: str, **options: Any) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from flaxcnn.graphs import Graph
+from flaxcnn.reproduce.experiment import Experiment
 
 
 def learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -32,38 +35,49 @@ def learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_regimes(
+def plot_experiment(
+    experiment: Experiment,
     rows: Sequence[dict[str, Any]],
     curves: dict[str, list[dict[str, Any]]],
     path: Path,
 ) -> None:
-    """Accuracies of the four regimes, and how they came about.
+    """Results of an experiment beside the published ones, and how they came about.
 
     Args:
-      rows: of `flaxcnn.reproduce.regimes`.
-      curves: test rows of metrics.jsonl by regime.
+      experiment: of `flaxcnn.reproduce`.
+      rows: of its table; those without a result are left out.
+      curves: test rows of metrics.jsonl by the row's name.
       path: of the picture.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    rows = [row for row in rows if row["result"] != ""]
+    figure = Figure((10, max(3.5, 0.4 * len(rows) + 1)), layout="constrained")
     bars, lines = figure.subplots(1, 2)
-    names = [row["regime"] for row in rows]
-    accuracies = [100 * row["test_accuracy"] for row in rows]
-    colours = [f"C{i}" for i in range(len(rows))]
+    names = [row["row"] for row in rows]
+    palette = colormaps["turbo"](np.linspace(0.05, 0.95, len(rows)))
     found = bars.barh(
-        names, accuracies, xerr=[100 * row["std"] for row in rows], color=colours
-    )
-    bars.bar_label(found, fmt="%.1f", label_type="center", color="white")
+        names, [100 * row["result"] for row in rows],
+        xerr=[100 * row["std"] for row in rows], color=palette, alpha=0.7,
+    )  # fmt: skip
+    bars.bar_label(found, fmt="%.1f", label_type="center")
+    published = [(100 * r["published"], r["row"]) for r in rows if r["published"] != ""]
+    if published:
+        bars.plot(*zip(*published, strict=True), "kD", label=experiment.published)
+        bars.legend()
     bars.invert_yaxis()
-    bars.set(xlabel="test accuracy in %", xlim=(0, 100))
-    for name, colour in zip(names, colours, strict=True):
+    bars.set(xlabel=f"test {experiment.measure} in %", xlim=(0, None))
+    for name, colour in zip(names, palette, strict=True):
         epochs = [row["epoch"] for row in curves[name]]
-        accuracy = [100 * row["accuracy"] for row in curves[name]]
-        lines.plot(epochs, accuracy, color=colour, label=name)
-    lines.set(xlabel="epoch", ylabel="test accuracy in %, first seed")
+        values = [row["accuracy"] for row in curves[name]]
+        if experiment.measure == "error":
+            values = [1 - x for x in values]
+        style = "o-" if len(epochs) < 20 else "-"
+        lines.plot(epochs, [100 * x for x in values], style, color=colour, label=name)
+    lines.set(xlabel="epoch", ylabel=f"test {experiment.measure} in %, first seed")
     lines.grid(alpha=0.3)
-    lines.legend()
+    lines.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 

@@ -1,14 +1,28 @@
 """Experiments as one command."""
 
 import csv
+import functools
 import json
+import math
+import os
+import re
+import signal
+import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcnn import cli
-from flaxcnn.train.config import load_config
+from flaxcnn import FlaxcnnError, cli, create_model, model_info
+from flaxcnn.reproduce import EXPERIMENTS
+from flaxcnn.reproduce.experiment import Experiment, Row
+from flaxcnn.reproduce.runs import carry_out, plan, scale
+from flaxcnn.reproduce.table import report
+from flaxcnn.train.config import Durations, load_config
 from flaxcnn.train.loop import fit
+from flaxcnn.train.optim import make_optimizer, make_schedule
+from flaxcnn.train.workdir import write_config
 from flaxcnn.weights.files import load_model
 from tests.paths import ROOT
 
@@ -62,57 +76,230 @@ def test_the_table_and_the_plot(experiment, capsys):
     cli.main(arguments)  # nothing is left to train: the table alone
     table = capsys.readouterr().out
     assert "step 3" not in table
-    with (root / "run" / "regimes.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["regime"] for row in rows] == [
-        "from scratch", "top layer", "top 3 layers", "all layers",
-    ]  # fmt: skip
+    rows = read(root / "run" / "regimes.csv")
+    names = ["from scratch", "top layer", "top 3 layers", "all layers"]
+    assert [row["row"] for row in rows] == names
     top = 9 * 16 * 10 + 10
     three = top + 9 * 16 * 16 + 16 + 9 * 8 * 16 + 16
-    trained = [int(row["trained_parameters"]) for row in rows]
-    assert trained == [6006, top, three, 6006]
+    assert [int(row["parameters"]) for row in rows] == [6006, top, three, 6006]
     for row in rows:
-        runs = [root / "run" / f"{row['regime'].replace(' ', '_')}-{i}" for i in (0, 1)]
+        runs = [root / "run" / f"{row['row'].replace(' ', '_')}-{i}" for i in (0, 1)]
         last = [(run / "metrics.jsonl").read_text().splitlines()[-1] for run in runs]
         accuracies = [json.loads(line)["accuracy"] for line in last]
-        assert float(row["test_accuracy"]) == pytest.approx(
-            np.mean(accuracies), abs=1e-4
-        )
+        assert float(row["result"]) == pytest.approx(np.mean(accuracies), abs=1e-4)
         assert float(row["std"]) == pytest.approx(np.std(accuracies, ddof=1), abs=1e-4)
-        assert f"| {row['regime']} |" in table
+        assert f"| {row['row']} |" in table
     picture = (root / "run" / "regimes.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
 
 
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def experiment_of(*rows, **fields):
+    return Experiment("Digits", rows, published="the paper", **fields)
+
+
+TINY = f"{ROOT}/configs/debug.py:tiny_bn"
+GOOD = Row("good", TINY, {"steps": "2"}, 0.5, "a paper", "0.2k")
+BAD = Row("bad", TINY, {"steps": "4", "optim.lr": "1e30"})
+
+
+def test_a_diverged_run_is_a_row(tmp_path, monkeypatch):
+    """It is told as what it is, is not repeated, and stops no other."""
+    experiment = experiment_of(BAD, GOOD, measure="error")
+    runs = plan(experiment, tmp_path, overrides={"data.limit": "64"})
+    assert carry_out(runs)
+    table = report("test", experiment, runs, tmp_path)
+    bad, good = read(tmp_path / "test.csv")
+    assert re.fullmatch(r"diverged at step [1-4], lr 1e\+30", bad["status"])
+    assert bad["result"] == ""
+    assert bad["status"] in table
+    assert (good["status"], good["runs"]) == ("finished", "1")
+    last = [json.loads((r.path / "metrics.jsonl").read_text().splitlines()[-1])
+            for r in runs[1:]]  # fmt: skip
+    errors = [1 - row["accuracy"] for row in last]
+    assert float(good["result"]) == pytest.approx(np.mean(errors), abs=1e-4)
+    assert "178 (stated: 0.2k)" in table
+    assert "Not the recipe as it is, but data.limit=64." in table
+    monkeypatch.delattr("flaxcnn.reproduce.runs.fit")
+    assert carry_out(runs)  # all of them have ended: there is nothing to train
+    assert report("test", experiment, runs, tmp_path) == table
+
+
+def test_of_several_rates_the_best_one_counts(tmp_path):
+    experiment = experiment_of(GOOD)
+    rates = ["1e30", "1e-6", "0.05"]
+    runs = plan(experiment, tmp_path, overrides={"data.limit": "64"}, rates=rates)
+    assert [run.config.optim.lr for run in runs] == [1e30, 1e-6, 0.05]
+    accuracy = {"1e-06": 0.3, "0.05": 0.2, "1e+30": 0.9}
+    for run in runs:
+        run.path.mkdir()
+        row = {"accuracy": accuracy[f"{run.config.optim.lr:g}"], "seconds": 1,
+               "images_per_second": 1, "epoch": 1}  # fmt: skip
+        lines = [json.dumps({**row, "split": split}) for split in ("train", "test")]
+        (run.path / "metrics.jsonl").write_text("\n".join(lines))
+        outcome = {"diverged": 1 if run.config.optim.lr == 1e30 else None,
+                   "date": "", "hardware": "", "versions": ""}  # fmt: skip
+        (run.path / "outcome.json").write_text(json.dumps(outcome))
+    report("test", experiment, runs, tmp_path)
+    (row,) = read(tmp_path / "test.csv")
+    assert (row["lr"], row["result"]) == ("1e-06", "0.3")
+    of_runs = read(tmp_path / "test-runs.csv")
+    assert [row["status"] for row in of_runs] == [
+        "diverged at step 1, lr 1e+30", "finished", "finished"
+    ]  # fmt: skip
+
+
+def test_a_signal_while_nothing_trains(tmp_path, monkeypatch):
+    def fit(config, path):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    experiment = experiment_of(GOOD)
+    runs = plan(experiment, tmp_path / "run")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("flaxcnn.reproduce.runs.fit", fit)
+    assert not carry_out(runs)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "| unfinished |" in report("test", experiment, runs, tmp_path / "run")
+    assert not (tmp_path / "run" / "test.png").exists()
+
+
 @pytest.mark.long
-def test_a_run_that_was_stopped_is_continued(experiment, monkeypatch):
-    root, arguments = experiment
-    (root / "run" / "top_layer-0" / "model.safetensors").unlink()
-    monkeypatch.setattr("flaxcnn.reproduce.fit", lambda config, run: {})
-    with pytest.raises(SystemExit, match="top_layer-0: stopped; the same command"):
-        cli.main(arguments)
-    monkeypatch.undo()
-    cli.main(arguments)
-    assert (root / "run" / "top_layer-0" / "model.safetensors").exists()
+def test_a_time_limit_in_the_middle_of_a_run(tmp_path, monkeypatch, capsys):
+    """Whatever the slices, the parameters are those of an uninterrupted run."""
+    never = dict.fromkeys(("eval_every", "log_every", "checkpoint_every"), "999 epochs")
+    row = Row("slow", TINY, {"epochs": "500", **never})
+    monkeypatch.setitem(cli.EXPERIMENTS, "test", experiment_of(row))
+    whole = ["reproduce", "test", f"--workdir={tmp_path / 'whole'}"]
+    started = time.perf_counter()
+    cli.main(whole)
+    seconds = time.perf_counter() - started
+    assert "stopped" not in capsys.readouterr().out
+    sliced = [*whole[:2], f"--workdir={tmp_path / 'sliced'}"]
+    cli.main([*sliced, f"--time-limit={seconds / 2}"])
+    out = capsys.readouterr().out
+    assert out.endswith("stopped; the same command continues from there\n")
+    assert "| unfinished |" in out
+    step = int(re.search(r"stopped at step (\d+) of ", out)[1])
+    assert step > 0
+    cli.main(sliced)
+    assert f"continuing from step {step}" in capsys.readouterr().out
+    ours, theirs = (params(tmp_path / d / "slow-0") for d in ("sliced", "whole"))
+    assert not moved(ours, theirs)
+
+
+def test_a_shorter_run_has_the_schedule_in_proportion():
+    config = load_config(f"{ROOT}/configs/resnet_cifar.py:resnet110_cifar")
+    whole, short = Durations(50_000, 128), Durations(50_000, 128)
+    assert whole.total(config) == 64_000
+    before = make_schedule(config.optim, whole, 64_000)
+    scale(config, 163.84 / 16)
+    total = short.total(config)
+    assert total == 4000
+    after = make_schedule(config.optim, short, total)
+    for step in (0, 10, 24, 26, 1999, 2001, 2999, 3001, 3999):
+        assert after(step) == pytest.approx(before(16 * step))
+
+
+def test_a_shorter_run_decays_as_far():
+    config = load_config(f"{ROOT}/configs/inception_cifar.py")
+    durations = Durations(128, 128)  # a step an epoch
+    before = make_schedule(config.optim, durations, 60)
+    scale(config, 6)
+    after = make_schedule(config.optim, durations, 6)
+    assert float(after(6)) == pytest.approx(float(before(60)), rel=1e-4)
+
+
+def test_what_a_row_says_about_its_recipe(tmp_path):
+    def recipe(name, **options):
+        return plan(EXPERIMENTS[name], tmp_path, **options)[0].recipe
+
+    assert recipe("table3") == recipe("table3", epochs=350) == "whole"
+    assert recipe("table3", epochs=5) == "shortened: 5 of 350 epochs"
+    assert recipe("table3", augment=True, overrides={"data.dir": "/data"}) == (
+        "data.flip=true, data.translate=5"
+    )
+    short = plan(EXPERIMENTS["table3"], tmp_path, epochs=35)[0].config
+    assert Durations(50_000, 128).total(short) == math.ceil(35 * 50_000 / 128)
+    assert short.optim.milestones == ("20.0 epochs", "25.0 epochs", "30.0 epochs")
+
+
+@pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {"regimes"}))
+def test_plans(name, tmp_path):
+    """Every row has a config that loads, and a directory of its own."""
+    experiment = EXPERIMENTS[name]
+    runs = plan(experiment, tmp_path, seeds=2, epochs=2)
+    assert len(runs) == 2 * len(experiment.rows) == len({run.path for run in runs})
+    assert all(run.path.parent == tmp_path for run in runs)
+    for row in experiment.rows:
+        assert row.published is None or (0 < row.published < 1 and row.source)
+    (one,) = plan(experiment, tmp_path, models=[experiment.rows[-1].name])
+    assert one.row == experiment.rows[-1]
+
+
+def test_published_parameters_of_table_3():
+    """What the paper states is what we have, but for its two slips."""
+    for row in EXPERIMENTS["table3"].rows:
+        if row.name not in ("cnn_c", "strided_cnn_c"):
+            ours = model_info(row.name).params / 1e6
+            assert float(row.parameters[:-1]) == pytest.approx(ours, rel=0.15)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {"regimes"}))
+def test_every_row_takes_a_training_step(name, tmp_path):
+    """By shapes alone: the model takes the config's images, the optimizer its own."""
+    for run in plan(EXPERIMENTS[name], tmp_path):
+        config, size = run.config, run.config.data.image_size
+        mnist = "mnist" in config.data.name
+        shape = (
+            ((size or 28), (size or 28), 1) if mnist else (size or 32, size or 32, 3)
+        )
+        fields = {"num_classes": 10, **config.model}
+        model = create_model(fields.pop("name"), **fields)
+        logits = jax.eval_shape(
+            functools.partial(model.init_with_output, train=True),
+            {"params": jax.random.key(0), "dropout": jax.random.key(1)},
+            jax.ShapeDtypeStruct((2, *shape), jnp.float32),
+        )[0]
+        assert logits.shape == (2, 10), run.row.name
+        make_optimizer(config.optim, Durations(50_000, config.batch_size), 10_000)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["reproduce", "regime"], "unknown experiment 'regime'; did you mean regimes?"),
-        (["--seeds=0"], "--seeds=0; at least 1"),
-        (["--config.epochs=x"], "config.epochs='x'"),
+        (["regime"], "unknown experiment 'regime'; did you mean regimes?"),
+        (["regimes", "--seeds=0"], "--seeds=0; at least 1"),
+        (["regimes", f"--config={CONFIG}", "--config.epochs=x"], "config.epochs='x'"),
+        (["regimes"], "has no config of its own; give one by --config"),
+        (["regimes", f"--config={CONFIG}", "--augment"], "has no --augment"),
+        (["regimes", f"--config={CONFIG}", "--epochs=3"], "measured in epochs"),
+        (["table3", f"--config={CONFIG}"], "leave out --config"),
+        (["table3", "--models", "allcn_c"], "did you mean allcnn_c"),
+        (["table3", "--config.model.name=nin"], "config.model.name is the experiment"),
+        (["table3", "--config.seed=1"], "config.seed is the experiment's own"),
+        (["table3", "--time-limit=-1"], "--time-limit=-1; at least 0"),
+        (["table3", "--lr", "fast"], "config.optim.lr='fast' is not a float"),
     ],
 )
 def test_mistakes(tmp_path, change, message):
-    arguments = ["reproduce", "regimes", f"--config={CONFIG}", f"--workdir={tmp_path}"]
-    arguments = (
-        change + arguments[2:] if change[0] == "reproduce" else arguments + change
-    )
     with pytest.raises(SystemExit) as error:
-        cli.main(arguments)
+        cli.main(["reproduce", *change, f"--workdir={tmp_path}"])
     assert message in str(error.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_workdir_of_another_length_is_refused(tmp_path):
+    experiment = experiment_of(GOOD)
+    write_config(tmp_path / "good-0", plan(experiment, tmp_path)[0].config)
+    plan(experiment, tmp_path)
+    plan(experiment, tmp_path, rates=["1"], overrides={"optim.momentum": "0"})
+    with pytest.raises(FlaxcnnError, match="belongs to a run of another config"):
+        plan(experiment, tmp_path, overrides={"optim.momentum": "0"})
 
 
 def test_only_experiments_take_config_keys(capsys):

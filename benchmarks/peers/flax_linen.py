@@ -1,88 +1,75 @@
-"""Stock flax.linen, trained as in the Flax examples."""
+"""Stock flax.linen, trained as in the Flax ImageNet example (jit for its pmap)."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import linen as nn
 from flax.training.train_state import TrainState
 from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file
 
-from benchmarks.suites import (
-    LEARNING_RATE,
-    MOMENTUM,
-    WEIGHT_DECAY,
-    Benchmark,
-    Contender,
-    Weights,
-    cores,
-)
+from benchmarks.batches import batch_of
+from benchmarks.benchmark import Contender, Setup
+from benchmarks.peers.flax_nets import make
+from benchmarks.suites import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
 
-class AllCNNC(nn.Module):
-    """All-CNN-C, arXiv:1412.6806."""
+class State(TrainState):
+    """As in the example."""
 
-    classes: int
-    dropout: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits [N, classes] of images [N, H, W, C], in training."""
-        x = nn.Dropout(0.2 * self.dropout, deterministic=False)(x)
-        for block, width in enumerate((96, 192)):
-            for layer, stride in enumerate((1, 1, 2), start=3 * block + 1):
-                conv = nn.Conv(width, (3, 3), stride, padding=1, name=f"conv{layer}")
-                x = nn.relu(conv(x))
-            x = nn.Dropout(0.5 * self.dropout, deterministic=False)(x)
-        x = nn.relu(nn.Conv(192, (3, 3), padding="VALID", name="conv7")(x))
-        x = nn.relu(nn.Conv(192, (1, 1), name="conv8")(x))
-        x = nn.relu(nn.Conv(self.classes, (1, 1), name="conv9")(x))
-        return x.mean((1, 2))
+    batch_stats: Any
 
 
-NETS = {"allcnn_c": AllCNNC}
-
-
-def train(
-    bench: Benchmark,
-    weights: Weights,
-    images: np.ndarray,
-    labels: np.ndarray,
-    dropout: bool,
-) -> Contender:
+def train(setup: Setup) -> Contender:
     """A training step of stock flax."""
-    model = NETS[bench.net](bench.classes, dropout)
-    key = jax.random.key(0)
-    x, y = jax.device_put((images, labels))
-    shapes = jax.eval_shape(model.init, {"params": key, "dropout": key}, x)
-    state = TrainState.create(
-        apply_fn=model.apply,
-        params=jax.device_put(unflatten_dict(weights, sep="/")["params"]),
+    model, key = make(setup.bench, setup.exact), jax.random.key(0)
+    x, y = jax.device_put(batch_of(setup.bench))
+    variables = load_weights(setup)
+    state = jax.device_put(State.create(
+        apply_fn=model.apply, params=variables["params"],
         tx=optax.sgd(LEARNING_RATE, MOMENTUM),
-    )
+        batch_stats=variables.get("batch_stats", {}),
+    ))  # fmt: skip
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(
-        state: TrainState, x: jax.Array, y: jax.Array, key: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        def loss_fn(params: dict) -> tuple[jax.Array, jax.Array]:
-            rngs = {"dropout": jax.random.fold_in(key, state.step)}
-            logits = state.apply_fn({"params": params}, x, rngs=rngs)
+        state: State, x: jax.Array, y: jax.Array, key: jax.Array
+    ) -> tuple[State, jax.Array]:
+        def loss_fn(params: dict) -> tuple[jax.Array, Any]:
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats}, x,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(key, state.step)},
+            )  # fmt: skip
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
             kernels = [w for w in jax.tree.leaves(params) if w.ndim > 1]
             l2 = sum(jnp.sum(w**2) for w in kernels)
-            return loss + WEIGHT_DECAY * 0.5 * l2, loss
+            return loss + WEIGHT_DECAY * 0.5 * l2, (loss, updates)
 
-        (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return state.apply_gradients(grads=grads), loss
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (loss, updates)), grads = grad_fn(state.params)
+        batch_stats = updates.get("batch_stats", {})
+        return state.apply_gradients(grads=grads, batch_stats=batch_stats), loss
 
-    last = jnp.nan
+    last: Any = jnp.nan
 
     def step() -> None:
         nonlocal state, last
-        state, last = train_step(state, x, y, key)
+        with jax.default_matmul_precision("highest" if setup.exact else "default"):
+            state, last = train_step(state, x, y, key)
 
-    params = sum(x.size for x in jax.tree.leaves(shapes["params"]))
-    return Contender(step, lambda: float(last), params, cores())
+    params = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    return Contender(step, lambda: float(last), params, setup.bench.batch)
+
+
+def load_weights(setup: Setup) -> dict[str, Any]:
+    """The variables; the matrix on a flattened map is a plain Dense layer's here."""
+    assert setup.weights is not None
+    flat = {}
+    for path, x in load_file(setup.weights / "flax.safetensors").items():
+        if path.endswith("map_kernel"):
+            path, x = path.replace("map_kernel", "kernel"), x.reshape(-1, x.shape[-1])
+        flat[path] = x
+    return unflatten_dict(flat, sep="/")

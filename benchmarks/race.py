@@ -1,0 +1,179 @@
+"""One row: its contenders in turns, A B C A B C, each in a process of its own."""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report, worker
+from benchmarks.benchmark import Benchmark, Effort, Setup, Unavailable
+from benchmarks.equality import TOLERANCE, evidence, require_equal
+from benchmarks.suites import ENVIRONMENT
+from benchmarks.worker import Worker
+from flaxcnn import FlaxcnnError
+
+SUITE_ENVIRONMENT = {
+    "cpu": {"JAX_PLATFORMS": "cpu"},
+    "gpu": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # several share the GPU
+}
+
+
+class Race:
+    """The measurement of one row.
+
+    A peer that cannot run here is left out, with the reason. Of the first contender
+    it is an error.
+    """
+
+    def __init__(self, suite: str, bench: Benchmark, deadline: float):
+        self.suite, self.bench, self.deadline = suite, bench, deadline
+        self.running = list(bench.contenders)
+        self.unavailable: dict[str, str] = {}
+        self.check: dict[str, Any] = {}
+        self.rounds: report.Rounds = []
+        self.roofline: float | None = None
+
+    def attempt(self, name: str, function: Any, *args: Any) -> Any:
+        """function(*args); None, and no more of this contender, if it cannot."""
+        try:
+            return function(*args)
+        except Unavailable as reason:
+            if name == self.bench.contenders[0]:
+                raise FlaxcnnError(f"{name}: {reason}") from None
+            say(f"{name} is unavailable: {reason}")
+            self.unavailable[name] = str(reason)
+            self.running.remove(name)
+            for done in self.rounds:
+                done.pop(name, None)
+            return None
+
+    def environment(self, name: str) -> dict[str, str]:
+        return SUITE_ENVIRONMENT[self.suite] | ENVIRONMENT.get(name, {})
+
+    def prepare(
+        self, workers: dict[str, Worker], folder: Path, ceilings: dict[str, Any]
+    ) -> None:
+        """Compares the contenders, then builds and compiles what is measured."""
+        bench, first = self.bench, workers[self.bench.contenders[0]]
+        weights, params = None, 0
+        if bench.kind in ("train", "infer"):
+            weights = folder
+            params = first.call(self.deadline, worker.draw_weights, bench, folder)
+        setups = {name: Setup(bench, name, weights) for name in self.running}
+
+        def each(what: str, function: Any) -> dict[str, Any]:
+            found = {}
+            for name in list(self.running):
+                say(f"{name}: {what}")
+                call, setup = workers[name].call, setups[name]
+                found[name] = self.attempt(name, call, self.deadline, function, setup)
+            return {name: found[name] for name in self.running}
+
+        if bench.kind in TOLERANCE:
+            self.check = each("checking", evidence)
+            require_equal(bench.kind, self.check, params)
+        each("compiling", worker.start)
+        if bench.kind == "train" and ceilings:
+            peaks = [ceilings[name]["median"] for name in ("matmul", "copy")]
+            self.roofline = first.call(self.deadline, worker.roofline, bench, *peaks)
+
+    def measure(self, rounds: int, turn: Any) -> None:
+        """Rounds of turns, as many as end before the deadline; one at least."""
+        for i in range(rounds):
+            began = time.monotonic()
+            self.rounds.append({})
+            for name in list(self.running):
+                values = self.attempt(name, turn, name)
+                if values is None:
+                    continue
+                self.rounds[-1][name] = values
+                shown = ", ".join(f"{x:.4g}" for x in values)
+                say(f"round {i + 1} of {rounds}, {name}: {shown} {self.bench.unit}")
+            now = time.monotonic()
+            if i + 1 < rounds and now + (now - began) > self.deadline:
+                say(f"stopped after {i + 1} rounds by --time-limit")
+                break
+
+    def result(self, effort: Effort) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self.bench),
+            "unit": self.bench.unit,
+            "effort": dataclasses.asdict(effort),
+            "check": {
+                name: {"params": params, "values": values[:4]}
+                for name, (params, values) in self.check.items()
+            },
+            "unavailable": self.unavailable,
+            "roofline": self.roofline,
+            "rounds": self.rounds,
+            **report.summarize(self.rounds),
+        }
+
+
+def run(
+    suite: str, bench: Benchmark, effort: Effort, rounds: int, deadline: float,
+    ceilings: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Measures one row; only one process works at a time.
+
+    Raises:
+      FlaxcnnError: we cannot run, or the contenders do not compute the same.
+    """
+    race = Race(suite, bench, deadline)
+    with ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory(prefix="flaxcnn-benchmark-")
+        folder = Path(stack.enter_context(temporary))
+        if bench.fresh:
+            race.measure(rounds, Fresh(race, folder))
+            return race.result(effort)
+        workers = {name: Worker(race.environment(name)) for name in bench.contenders}
+        for each in workers.values():
+            stack.callback(each.close)
+        race.prepare(workers, folder, ceilings)
+        race.measure(
+            rounds, lambda name: workers[name].call(deadline, worker.measure, effort)
+        )
+    return race.result(effort)
+
+
+class Fresh:
+    """Turns that are a whole new process each, from its start."""
+
+    def __init__(self, race: Race, folder: Path):
+        self.race, self.folder = race, folder
+        self.count = 0
+        if race.bench.kind == "first_step" and not race.bench.cold:
+            for name in list(race.running):
+                say(f"{name}: filling its cache")
+                race.attempt(name, self, name)
+
+    def __call__(self, name: str) -> list[float]:
+        """Seconds to the first step, or MiB at the peak."""
+        bench = self.race.bench
+        self.count += 1
+        cache = str(self.folder / (f"{name}{self.count}" if bench.cold else name))
+        caches = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+        }
+        environment = self.race.environment(name)
+        started = time.perf_counter()
+        process = Worker(environment | (caches if bench.kind == "first_step" else {}))
+        function = worker.memory if bench.kind == "memory" else worker.first_step
+        try:
+            setup = Setup(bench, name, None)
+            value = process.call(self.race.deadline, function, setup)
+            elapsed = time.perf_counter() - started
+        finally:
+            process.close()
+        return [elapsed if value is None else value]
+
+
+def say(line: str) -> None:
+    """Progress; the tables alone go to stdout."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,201 @@
+"""What comes out of an experiment: CSV, Markdown and a plot, from the runs' files."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import jax
+
+from flaxcnn.data.sources import load_source
+from flaxcnn.plots import plot_experiment
+from flaxcnn.registry import create_model
+from flaxcnn.reproduce.experiment import Experiment
+from flaxcnn.reproduce.runs import Run
+from flaxcnn.structure import variable_shapes
+from flaxcnn.train.state import split_params
+from flaxcnn.transfer import parameter_mask
+
+COLUMNS = (
+    "row", "parameters", "published_parameters", "result", "std", "runs", "published",
+    "images_per_second", "seconds", "lr", "recipe", "status", "source", "date",
+    "hardware", "versions",
+)  # fmt: skip
+
+
+def report(
+    name: str, experiment: Experiment, runs: Sequence[Run], workdir: Path
+) -> str:
+    """Writes <name>.csv, .md and .png of what has been run; returns the Markdown.
+
+    Of several learning rates a row has the one of the best mean result on the test
+    images, as papers do that search for it; <name>-runs.csv has every run.
+    """
+    rows, curves = [], {}
+    for row in dict.fromkeys(run.row.name for run in runs):
+        of_row = [run for run in runs if run.row.name == row]
+        rates = dict.fromkeys(run.config.optim.lr for run in of_row)
+        groups = [[r for r in of_row if r.config.optim.lr == rate] for rate in rates]
+        found = [_summary(experiment, group) for group in groups]
+        best = max(range(len(found)), key=lambda i: _rank(experiment.measure, found[i]))
+        rows.append(found[best])
+        finished = [run for run in groups[best] if _accuracy(run) is not None]
+        if finished:
+            curves[row] = metrics(finished[0].path, "test")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_csv(workdir / f"{name}.csv", rows)
+    write_csv(workdir / f"{name}-runs.csv", [_of_run(run) for run in runs])
+    text = markdown(experiment, rows)
+    (workdir / f"{name}.md").write_text(text)
+    if curves:
+        plot_experiment(experiment, rows, curves, workdir / f"{name}.png")
+    return text
+
+
+def _summary(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
+    """A row of the table, from runs that differ in their seeds."""
+    run = runs[0]
+    values: dict[str, Any] = dict.fromkeys(COLUMNS, "")
+    values |= {
+        "row": run.row.name,
+        "parameters": trained_parameters(run),
+        "published_parameters": run.row.parameters,
+        "published": "" if run.row.published is None else run.row.published,
+        "lr": f"{run.config.optim.lr:g}",
+        "recipe": run.recipe,
+        "status": _status(runs),
+        "source": run.row.source,
+    }
+    finished = [r for r in runs if _accuracy(r) is not None]
+    values["runs"] = len(finished)
+    if ended := [r.outcome for r in runs if r.outcome]:
+        last = max(ended, key=lambda outcome: outcome["date"])
+        values |= {key: last[key] for key in ("date", "hardware", "versions")}
+    if not finished:
+        return values
+    results = [_accuracy(r) or 0.0 for r in finished]
+    if experiment.measure == "error":
+        results = [1 - x for x in results]
+    speeds = [x["images_per_second"] for x in metrics(finished[0].path, "train")]
+    last_rows = [metrics(r.path, "test")[-1] for r in finished]
+    return values | {
+        "result": round(mean(results), 4),
+        "std": round(stdev(results) if len(results) > 1 else 0.0, 4),
+        "images_per_second": round(median(speeds), 1),
+        "seconds": round(mean(x["seconds"] for x in last_rows), 1),
+    }
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    tests = metrics(run.path, "test")
+    last = tests[-1] if tests else {}
+    columns = ("step", "epoch", "accuracy", "loss", "seconds")
+    return {
+        "row": run.row.name, "seed": run.seed, "lr": f"{run.config.optim.lr:g}",
+        "status": _status([run]), **{key: last.get(key, "") for key in columns},
+    }  # fmt: skip
+
+
+def _status(runs: Sequence[Run]) -> str:
+    """ "finished", "diverged at step 12, lr 0.25", "unfinished"."""
+    words = []
+    outcomes = [run.outcome for run in runs]
+    rate = f"lr {runs[0].config.optim.lr:g}"
+    if diverged := [o["diverged"] for o in outcomes if o and o["diverged"] is not None]:
+        of = f"{len(diverged)} of {len(runs)} " if len(runs) > 1 else ""
+        words.append(f"{of}diverged at step {', '.join(map(str, diverged))}, {rate}")
+    if missing := outcomes.count(None):
+        of = f"{missing} of {len(runs)} " if len(runs) > 1 else ""
+        words.append(f"{of}unfinished")
+    return "; ".join(words) or "finished"
+
+
+def _rank(measure: str, row: dict[str, Any]) -> float:
+    if row["result"] == "":
+        return -1.0
+    return row["result"] if measure == "accuracy" else 1 - row["result"]
+
+
+def _accuracy(run: Run) -> float | None:
+    """On the test images, of a run that has ended well."""
+    outcome = run.outcome
+    if outcome is None or outcome["diverged"] is not None:
+        return None
+    return metrics(run.path, "test")[-1]["accuracy"]
+
+
+def metrics(path: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of a split in a run's metrics.jsonl."""
+    file = path / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def trained_parameters(run: Run) -> int:
+    """The number of parameters that the run trains."""
+    data, fields = run.config.data, dict(run.config.model)
+    source = load_source(
+        data.name, "train", data_dir=data.dir or None,
+        image_size=data.image_size or None, resize=data.resize or None,
+    )  # fmt: skip
+    shape = source[0]["image"].shape
+    fields = {"num_classes": source.num_classes, **fields}
+    model = create_model(fields.pop("name"), **fields)
+    mask = parameter_mask(run.config.transfer.train, model, shape)
+    chosen, _ = split_params(variable_shapes(model, shape)["params"], mask)
+    return sum(x.size for x in jax.tree.leaves(chosen))
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def markdown(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
+    """The table. What all rows have in common stands above it."""
+    recipes = {row["recipe"] for row in rows}
+    columns = {
+        experiment.heading: "row",
+        "parameters": "parameters",
+        f"test {experiment.measure}": "result",
+        "images/s": "images_per_second",
+        experiment.published: "published",
+    }
+    if len(recipes) > 1:
+        columns["recipe"] = "recipe"
+    if any(row["status"] != "finished" for row in rows):
+        columns["status"] = "status"
+    lines = [f"{experiment.title}."]
+    if len(recipes) == 1 and recipes != {"whole"}:
+        lines[0] += f" Not the recipe as it is, but {recipes.pop()}."
+    lines += ["", f"| {' | '.join(columns)} |"]
+    left = ("row", "recipe", "status")
+    lines.append(
+        "|" + "|".join("---" if c in left else "--:" for c in columns.values())
+    )
+    lines[-1] += "|"
+    for row in rows:
+        cells = [_cell(row, column) for column in columns.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    value = row[column]
+    if value == "":
+        return "-"
+    if column == "parameters":
+        stated = row["published_parameters"]
+        return f"{int(value):,}" + (f" (stated: {stated})" if stated else "")
+    if column == "result":
+        several = int(row["runs"]) > 1
+        return f"{float(value):.2%}" + (f" ± {float(row['std']):.2%}" * several)
+    if column == "published":
+        return f"{float(value):.2%}"
+    if column == "images_per_second":
+        return f"{float(value):,.0f}"
+    return str(value)
