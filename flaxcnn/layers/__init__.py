@@ -1,5 +1,6 @@
 """Layers: convolution, normalisation, pooling, dropout, and their arithmetic."""
 
+from flaxcnn.layers.activation import relu, relu6
 from flaxcnn.layers.arithmetic import (
     conv_input_size,
     conv_output_size,
@@ -37,5 +38,7 @@ __all__ = [
     "max_pool",
     "p_norm_pool",
     "receptive_field",
+    "relu",
+    "relu6",
     "same_padding",
 ]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import Conv, Dropout, MapDense, adaptive_avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, MapDense, adaptive_avg_pool, max_pool, relu
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
@@ -50,7 +50,7 @@ class AlexNet(nn.Module):
             init = torch_uniform(kernel**2 * x.shape[-1])
             layer = Conv(features, (kernel, kernel), stride, padding, kernel_init=init,
                          bias_init=init, dtype=self.dtype, name=name)  # fmt: skip
-            return nn.relu(layer(x))
+            return relu(layer(x))
 
         ends = {}
         x = conv(x, 64, 11, 4, 2, "features.0")  # [N, 55, 55, 64]
@@ -66,10 +66,10 @@ class AlexNet(nn.Module):
         init = torch_uniform(6 * 6 * 256)
         x = MapDense(4096, (6, 6), kernel_init=init, bias_init=init, dtype=self.dtype,
                      name="classifier.1")(x)  # fmt: skip
-        x = Dropout(self.dropout)(nn.relu(x[:, 0, 0]), train=train)
+        x = Dropout(self.dropout)(relu(x[:, 0, 0]), train=train)
         init = torch_uniform(4096)
         x = nn.Dense(4096, kernel_init=init, bias_init=init, dtype=self.dtype,
                      name="classifier.4")(x)  # fmt: skip
-        x = ends["pre_logits"] = nn.relu(x)
+        x = ends["pre_logits"] = relu(x)
         x = classify(x, self.num_classes, "classifier.6", train=train)
         return (x, ends) if endpoints else x

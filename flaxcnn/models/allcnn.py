@@ -23,7 +23,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.errors import unknown
-from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool, relu
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -111,7 +111,7 @@ class AllCNN(nn.Module):
                          kernel_init=nn.initializers.he_normal(),
                          bias_init=nn.initializers.constant(bias),
                          name=f"conv{count}")  # fmt: skip
-            return nn.relu(layer(x))
+            return relu(layer(x))
 
         ends = {}
         x = Dropout(self.input_dropout)(x, train=train)
@@ -168,7 +168,7 @@ class AllConvMNIST(nn.Module):
             init = torch_uniform(fan_in=9 * x.shape[-1])
             layer = Conv(features, (3, 3), stride, 1, kernel_init=init, bias_init=init,
                          dtype=self.dtype, name=name)  # fmt: skip
-            return nn.relu(layer(x))
+            return relu(layer(x))
 
         ends = {}
         for i, width in enumerate((4, 8, 16), start=1):

@@ -22,13 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import (
-    BatchNorm,
-    Conv,
-    avg_pool,
-    global_avg_pool,
-    max_pool,
-)
+from flaxcnn.layers import BatchNorm, Conv, avg_pool, global_avg_pool, max_pool, relu
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -71,7 +65,7 @@ class BasicConv2d(nn.Module):
                  self.kernel // 2, use_bias=False, dtype=self.dtype,
                  kernel_init=nn.initializers.he_normal(), name="conv")(x)  # fmt: skip
         x = BatchNorm(epsilon=1e-3, dtype=self.dtype, name="bn")(x, train=train)
-        return nn.relu(x)
+        return relu(x)
 
 
 class Mixed(nn.Module):

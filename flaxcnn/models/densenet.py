@@ -25,6 +25,7 @@ from flaxcnn.layers import (
     avg_pool,
     global_avg_pool,
     max_pool,
+    relu,
 )
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_in, torch_uniform
@@ -34,7 +35,7 @@ from flaxcnn.registry import Info, register
 
 def norm_relu(x: jax.Array, train: bool, name: str) -> jax.Array:
     """Batch normalisation and ReLU."""
-    return nn.relu(BatchNorm(dtype=x.dtype, name=name)(x, train=train))
+    return relu(BatchNorm(dtype=x.dtype, name=name)(x, train=train))
 
 
 def conv(

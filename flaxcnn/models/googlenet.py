@@ -38,6 +38,7 @@ from flaxcnn.layers import (
     global_avg_pool,
     local_response_norm,
     max_pool,
+    relu,
 )
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import torch_uniform
@@ -96,7 +97,7 @@ class BasicConv2d(nn.Module):
                  **inits(self.batch_norm, fan_in, 0.2), name="conv")(x)  # fmt: skip
         if self.batch_norm:
             x = BatchNorm(epsilon=1e-3, dtype=self.dtype, name="bn")(x, train=train)
-        return nn.relu(x)
+        return relu(x)
 
 
 class Inception(nn.Module):
@@ -164,7 +165,7 @@ class InceptionAux(nn.Module):
         )  # [N, 4, 4, 128]
         x = MapDense(1024, (4, 4), dtype=self.dtype, name="fc1",
                      **inits(self.batch_norm, 16 * 128, 0.2))(x)  # fmt: skip
-        x = nn.relu(x)[:, 0, 0]
+        x = relu(x)[:, 0, 0]
         return classify(x, self.num_classes, "fc2", train=train, dropout=self.dropout,
                         **inits(self.batch_norm, 1024, 0.0))  # fmt: skip
 

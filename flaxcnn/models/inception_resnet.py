@@ -24,7 +24,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.errors import unknown
-from flaxcnn.layers import Conv, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, global_avg_pool, max_pool, relu
 from flaxcnn.layers.head import classify
 from flaxcnn.models.inception_v3 import InceptionAux, check_input
 from flaxcnn.models.inception_v4 import (
@@ -134,7 +134,7 @@ class Residual(nn.Module):
         y = Conv(x.shape[-1], (1, 1), kernel_init=nn.initializers.glorot_uniform(),
                  padding=0, dtype=self.dtype, name="conv2d")(y)  # fmt: skip
         x = x + self.scale * y
-        return nn.relu(x) if self.act else x
+        return relu(x) if self.act else x
 
 
 @register("inception_resnet_v1", wiring="v1", info=Info(

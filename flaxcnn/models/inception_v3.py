@@ -25,13 +25,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.layers import (
-    BatchNorm,
-    Conv,
-    avg_pool,
-    global_avg_pool,
-    max_pool,
-)
+from flaxcnn.layers import BatchNorm, Conv, avg_pool, global_avg_pool, max_pool, relu
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
@@ -126,7 +120,7 @@ class BasicConv2d(nn.Module):
                  name="conv")(x)  # fmt: skip
         if self.norm:
             x = BatchNorm(epsilon=1e-3, dtype=self.dtype, name="bn")(x, train=train)
-        return nn.relu(x)
+        return relu(x)
 
 
 class Inception(nn.Module):

@@ -18,13 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import (
-    BatchNorm,
-    Conv,
-    avg_pool,
-    global_avg_pool,
-    max_pool,
-)
+from flaxcnn.layers import BatchNorm, Conv, avg_pool, global_avg_pool, max_pool, relu
 from flaxcnn.layers.head import classify
 from flaxcnn.models.inception_v3 import InceptionAux, check_input
 from flaxcnn.registry import Info, register
@@ -78,7 +72,7 @@ class ConvBN(nn.Module):
                  use_bias=False, kernel_init=nn.initializers.he_normal(),
                  dtype=self.dtype, name="conv")(x)  # fmt: skip
         x = BatchNorm(epsilon=1e-3, dtype=self.dtype, name="bn")(x, train=train)
-        return nn.relu(x)
+        return relu(x)
 
 
 def concat_branches(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import BatchNorm, Conv, global_avg_pool
+from flaxcnn.layers import BatchNorm, Conv, global_avg_pool, relu
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
@@ -68,9 +68,9 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         width = x.shape[-1] * self.expansion
-        y = nn.relu(conv_bn(x, width, 1, train, 0))
+        y = relu(conv_bn(x, width, 1, train, 0))
         y = conv_bn(y, width, self.kernel, train, 3, stride=self.stride, groups=width)
-        y = conv_bn(nn.relu(y), self.features, 1, train, 6)
+        y = conv_bn(relu(y), self.features, 1, train, 6)
         residual = self.stride == 1 and x.shape[-1] == self.features
         return x + y if residual else y
 
@@ -112,8 +112,8 @@ class MNASNet(nn.Module):
         stem, first = (scaled(c, self.width_multiplier) for c in (32, 16))
         ends = {}
 
-        x = nn.relu(conv_bn(x.astype(self.dtype), stem, 3, train, 0, stride=2))
-        x = nn.relu(conv_bn(x, stem, 3, train, 3, groups=stem))
+        x = relu(conv_bn(x.astype(self.dtype), stem, 3, train, 0, stride=2))
+        x = relu(conv_bn(x, stem, 3, train, 3, groups=stem))
         x = ends["block1"] = conv_bn(x, first, 1, train, 6)  # [N, 112, 112, 16]
         for block, (kernel, channels, stride, expansion, n) in enumerate(STAGES, 2):
             for i in range(n):
@@ -122,7 +122,7 @@ class MNASNet(nn.Module):
                     stride if i == 0 else 1, expansion, name=f"layers.{block + 6}.{i}",
                 )(x, train=train)  # fmt: skip
             ends[f"block{block}"] = x  # [N, 56, 56, 24], ..., [N, 7, 7, 320]
-        x = ends["conv_head"] = nn.relu(conv_bn(x, 1280, 1, train, 14))
+        x = ends["conv_head"] = relu(conv_bn(x, 1280, 1, train, 14))
         x = ends["pre_logits"] = global_avg_pool(x)
         init = nn.initializers.variance_scaling(1.0, "fan_out", "uniform")
         x = classify(x, self.num_classes, "classifier.1", train=train,

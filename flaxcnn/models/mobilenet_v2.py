@@ -17,7 +17,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.layers import BatchNorm, Conv, global_avg_pool
+from flaxcnn.layers import BatchNorm, Conv, global_avg_pool, relu6
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_out
 from flaxcnn.layers.input import check_images
@@ -79,9 +79,9 @@ class InvertedResidual(nn.Module):
         width = x.shape[-1] * self.expansion
         y, i = x, 0
         if self.expansion > 1:
-            y, i = nn.relu6(conv_bn(x, width, 1, train, "conv.0")), 1
+            y, i = relu6(conv_bn(x, width, 1, train, "conv.0")), 1
         y = conv_bn(y, width, 3, train, f"conv.{i}", stride=self.stride, groups=width)
-        y = conv_bn(nn.relu6(y), self.features, 1, train, "conv", first=i + 1)
+        y = conv_bn(relu6(y), self.features, 1, train, "conv", first=i + 1)
         residual = self.stride == 1 and x.shape[-1] == self.features
         return x + y if residual else y
 
@@ -118,7 +118,7 @@ class MobileNetV2(nn.Module):
         ends = {}
 
         x = conv_bn(x.astype(self.dtype), stem, 3, train, "features.0", stride=2)
-        x = nn.relu6(x)  # [N, 112, 112, 32]
+        x = relu6(x)  # [N, 112, 112, 32]
         index = 0
         for block, (expansion, channels, blocks, stride) in enumerate(STAGES, start=1):
             for i in range(blocks):
@@ -128,7 +128,7 @@ class MobileNetV2(nn.Module):
                     expansion, name=f"features.{index}",
                 )(x, train=train)  # fmt: skip
             ends[f"block{block}"] = x  # [N, 112, 112, 16], ..., [N, 7, 7, 320]
-        x = nn.relu6(conv_bn(x, last, 1, train, "features.18"))
+        x = relu6(conv_bn(x, last, 1, train, "features.18"))
         ends["conv_head"] = x  # [N, 7, 7, 1280]
         x = ends["pre_logits"] = global_avg_pool(x)
         init = nn.initializers.normal(0.01)

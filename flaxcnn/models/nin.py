@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import Conv, Dropout, avg_pool, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, avg_pool, global_avg_pool, max_pool, relu
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -54,7 +54,7 @@ class MlpConv(nn.Module):
             else:
                 normal = nn.initializers.normal(0.05)
                 layer = conv(kernel_init=normal, name=f"conv{i}")
-            x = nn.relu(layer(x))
+            x = relu(layer(x))
         return x
 
 

@@ -26,7 +26,7 @@ from flax.typing import Dtype
 
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.graphs import Graph, draw
-from flaxcnn.layers import BatchNorm, Conv, global_avg_pool
+from flaxcnn.layers import BatchNorm, Conv, global_avg_pool, relu
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_in
 from flaxcnn.layers.input import check_images
@@ -65,7 +65,7 @@ class Node(nn.Module):
         channels = x.shape[-1]
         x = Conv(channels, (3, 3), self.stride, 1, feature_group_count=channels,
                  use_bias=False, kernel_init=he_normal_fan_in, dtype=self.dtype,
-                 name="depthwise")(nn.relu(x))  # fmt: skip
+                 name="depthwise")(relu(x))  # fmt: skip
         x = Conv(self.features, (1, 1), use_bias=False, kernel_init=he_normal_fan_in,
                  dtype=self.dtype, name="pointwise")(x)  # fmt: skip
         return BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
@@ -182,13 +182,13 @@ class RandWire(nn.Module):
         c = self.channels
         x = ends["conv1"] = conv(x, c // 2, 3, "1")  # [N, 112, 112, C/2]
         if self.regime == "small":
-            x = ends["conv2"] = conv(nn.relu(x), c, 3, "2")  # [N, 56, 56, C]
+            x = ends["conv2"] = conv(relu(x), c, 3, "2")  # [N, 56, 56, C]
         for i, (name, graph) in enumerate(graphs.items()):
             stage = Stage(graph, c * 2**i, self.dtype, name=name)
             x = ends[name] = stage(x, dropped, train=train)
             # small: [N, 28, 28, C], ..., [N, 7, 7, 4C]; regular: [N, 56, 56, C], ...
             dropped -= removable_edges(graph)
-        x = nn.relu(conv(nn.relu(x), 1280, 1, "6"))  # [N, 7, 7, 1280]
+        x = relu(conv(relu(x), 1280, 1, "6"))  # [N, 7, 7, 1280]
         x = ends["pre_logits"] = global_avg_pool(x)
         x = classify(x, self.num_classes, "fc", train=train, dropout=self.dropout)
         return (x, ends) if endpoints else x

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import BatchNorm, Conv, MapDense
+from flaxcnn.layers import BatchNorm, Conv, MapDense, relu
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -45,11 +45,11 @@ class ResidualBlock(nn.Module):
 
         inner, outer = self.widths
         stride = 1 if outer is None else 2
-        y = nn.relu(conv_bn(x, inner, self.kernels[0], stride, "1"))
+        y = relu(conv_bn(x, inner, self.kernels[0], stride, "1"))
         y = conv_bn(y, outer or x.shape[-1], self.kernels[1], 1, "2")
         if outer is not None:
             x = conv_bn(x, outer, 1, stride, "_shortcut")
-        return nn.relu(y + x.astype(y.dtype))
+        return relu(y + x.astype(y.dtype))
 
 
 @register("resblocks_identity", widths=((4, None), (4, None)), kernels=(1, 3),

@@ -25,7 +25,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.errors import FlaxcnnError, unknown
-from flaxcnn.layers import BatchNorm, Conv, EvoNorm, global_avg_pool, max_pool
+from flaxcnn.layers import BatchNorm, Conv, EvoNorm, global_avg_pool, max_pool, relu
 from flaxcnn.layers.evonorm import EVONORMS
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_out
@@ -45,7 +45,7 @@ def norm_act(
         raise unknown("ResNet norm", norm, NORMS)
     if norm == "batchnorm":
         x = BatchNorm(dtype=x.dtype, name=name)(x, train=train)
-        return nn.relu(x) if act else x
+        return relu(x) if act else x
     return EvoNorm(norm, nonlinearity=act, dtype=x.dtype, name=name)(x, train=train)
 
 
@@ -86,7 +86,7 @@ class Block(nn.Module):
         if self.shortcut not in SHORTCUTS:
             raise unknown("ResNet shortcut", self.shortcut, SHORTCUTS)
         if self.shortcut == "none":
-            return nn.relu(y)
+            return relu(y)
         if self.shortcut == "C" or (self.shortcut == "B" and x.shape != y.shape):
             x = self.conv(y.shape[-1], 1, self.stride, "downsample.0")(x)
             x = norm_act(x, self.norm, train, "downsample.1", act=False)
@@ -94,7 +94,7 @@ class Block(nn.Module):
             extra = y.shape[-1] - x.shape[-1]
             x = x[:, :: self.stride, :: self.stride]
             x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
-        return nn.relu(y + x)
+        return relu(y + x)
 
 
 class BasicBlock(Block):

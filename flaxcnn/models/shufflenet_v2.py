@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import BatchNorm, Conv, global_avg_pool, max_pool
+from flaxcnn.layers import BatchNorm, Conv, global_avg_pool, max_pool, relu
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
@@ -42,7 +42,7 @@ def conv_bn(
              feature_group_count=groups, kernel_init=init, dtype=x.dtype,
              name=f"{name}.{first}")(x)  # fmt: skip
     x = BatchNorm(dtype=x.dtype, name=f"{name}.{first + 1}")(x, train=train)
-    return x if depthwise else nn.relu(x)
+    return x if depthwise else relu(x)
 
 
 class ShuffleBlock(nn.Module):

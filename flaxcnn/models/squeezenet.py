@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool, relu
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
 
@@ -41,7 +41,7 @@ class Fire(nn.Module):
         def conv(x: jax.Array, features: int, kernel: int, name: str) -> jax.Array:
             layer = Conv(features, (kernel, kernel), 1, kernel // 2, dtype=self.dtype,
                          kernel_init=he_uniform, name=name)  # fmt: skip
-            return nn.relu(layer(x))
+            return relu(layer(x))
 
         x = conv(x, self.squeeze, 1, "squeeze")
         halves = [conv(x, 4 * self.squeeze, k, f"expand{k}x{k}") for k in (1, 3)]
@@ -85,7 +85,7 @@ class SqueezeNet(nn.Module):
 
         x = Conv(width, (kernel, kernel), 2, 0, kernel_init=he_uniform,
                  dtype=self.dtype, name="features.0")(x)  # fmt: skip
-        x = ends["stem"] = nn.relu(x)  # [N, 109, 109, 96]
+        x = ends["stem"] = relu(x)  # [N, 109, 109, 96]
         index = 2  # in torchvision's list of layers
         for block, squeezes in enumerate(self.blocks, start=1):
             x = max_pool(x, 3, 2, ceil_mode=True)
@@ -101,6 +101,6 @@ class SqueezeNet(nn.Module):
                      kernel_init=nn.initializers.normal(0.01),
                      bias_init=nn.initializers.constant(5.0),
                      name="classifier.1")(x)  # fmt: skip
-            x = nn.relu(x)
+            x = relu(x)
         x = global_avg_pool(x.astype(jnp.float32))
         return (x, ends) if endpoints else x

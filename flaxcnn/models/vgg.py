@@ -29,6 +29,7 @@ from flaxcnn.layers import (
     adaptive_avg_pool,
     local_response_norm,
     max_pool,
+    relu,
 )
 from flaxcnn.layers.head import classify
 from flaxcnn.layers.init import he_normal_fan_out
@@ -127,7 +128,7 @@ class VGG(nn.Module):
                 if self.batch_norm:
                     name = f"features.{index + 1}"
                     x = BatchNorm(dtype=self.dtype, name=name)(x, train=train)
-                x = nn.relu(x)
+                x = relu(x)
                 index += 3 if self.batch_norm else 2
             x = max_pool(x, 2)
             index += 1
@@ -141,9 +142,9 @@ class VGG(nn.Module):
         )(x)
         if not self.fully_conv:
             x = x[:, 0, 0]
-        x = Dropout(self.dropout)(nn.relu(x), train=train)  # [N, 4096]
+        x = Dropout(self.dropout)(relu(x), train=train)  # [N, 4096]
         x = nn.Dense(4096, kernel_init=init, dtype=self.dtype, name="classifier.3")(x)
-        x = ends["pre_logits"] = nn.relu(x)
+        x = ends["pre_logits"] = relu(x)
         x = classify(x, self.num_classes, "classifier.6", train=train,
                      dropout=self.dropout, kernel_init=init)  # fmt: skip
         return (x, ends) if endpoints else x
