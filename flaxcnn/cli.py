@@ -1,6 +1,7 @@
 """The `flaxcnn` command."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"unrecognized arguments: {' '.join(rest)}"
         )
     args.overrides = rest
+    args.argv = sys.argv[1:] if argv is None else argv
     try:
         args.run(args)
     except FlaxcnnError as error:
@@ -227,7 +229,8 @@ def reproduce(args: argparse.Namespace) -> None:
     try:
         ended = carry_out(runs, args.time_limit)
     finally:
-        print(report(args.experiment, experiment, runs, workdir), end="")
+        command = f"flaxcnn {shlex.join(args.argv)}"
+        print(report(args.experiment, experiment, runs, workdir, command), end="")
     if not ended:
         print("stopped; the same command continues from there")
 

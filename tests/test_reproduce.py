@@ -122,7 +122,7 @@ def test_a_diverged_run_is_a_row(tmp_path, monkeypatch):
     errors = [1 - row["accuracy"] for row in last]
     assert float(good["result"]) == pytest.approx(np.mean(errors), abs=1e-4)
     assert "178 (stated: 0.2k)" in table
-    assert "Not the recipe as it is, but data.limit=64." in table
+    assert "Not the recipe as it is: data.limit=64." in table
     monkeypatch.delattr("flaxcnn.reproduce.runs.fit")
     assert carry_out(runs)  # all of them have ended: there is nothing to train
     assert report("test", experiment, runs, tmp_path) == table

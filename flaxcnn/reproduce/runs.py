@@ -106,7 +106,8 @@ def plan(
             }
             for seed in range(seeds):
                 own = load_config(row.config or config, {**keys, "seed": str(seed)})
-                recipe = _differences(own, overrides, epochs)
+                # A config that is given on the command line is a recipe as it is.
+                recipe = _differences(own, overrides if row.config else {}, epochs)
                 if epochs:
                     scale(own, epochs)
                 path = workdir / run_name(row.name, rate, seed)

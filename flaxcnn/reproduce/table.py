@@ -21,13 +21,14 @@ from flaxcnn.transfer import parameter_mask
 COLUMNS = (
     "row", "parameters", "published_parameters", "result", "std", "runs", "published",
     "images_per_second", "seconds", "lr", "recipe", "status", "source", "date",
-    "hardware", "versions",
+    "hardware", "versions", "command",
 )  # fmt: skip
 
 
 def report(
-    name: str, experiment: Experiment, runs: Sequence[Run], workdir: Path
-) -> str:
+    name: str, experiment: Experiment, runs: Sequence[Run], workdir: Path,
+    command: str = "",
+) -> str:  # fmt: skip
     """Writes <name>.csv, .md and .png of what has been run; returns the Markdown.
 
     Of several learning rates a row has the one of the best mean result on the test
@@ -40,7 +41,7 @@ def report(
         groups = [[r for r in of_row if r.config.optim.lr == rate] for rate in rates]
         found = [_summary(experiment, group) for group in groups]
         best = max(range(len(found)), key=lambda i: _rank(experiment.measure, found[i]))
-        rows.append(found[best])
+        rows.append({**found[best], "command": command})
         finished = [run for run in groups[best] if _accuracy(run) is not None]
         if finished:
             curves[row] = metrics(finished[0].path, "test")
@@ -171,7 +172,7 @@ def markdown(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
         columns["status"] = "status"
     lines = [f"{experiment.title}."]
     if len(recipes) == 1 and recipes != {"whole"}:
-        lines[0] += f" Not the recipe as it is, but {recipes.pop()}."
+        lines[0] += f" Not the recipe as it is: {recipes.pop()}."
     lines += ["", f"| {' | '.join(columns)} |"]
     left = ("row", "recipe", "status")
     lines.append(

@@ -1,0 +1,121 @@
+"""Writes docs/results.md and the tables of the README from what lies in results/.
+
+    python -m results            after a CSV of results/ has changed
+    python -m results --check    exit status 1 if a page and results/ differ
+    python -m results --add table3 runs/table3      takes an experiment over: its
+                                                    tables, its plot, a log of each run
+
+An experiment is a directory of the name that `flaxcnn reproduce` knows it by; a run of
+its own is a row of runs.csv. In the README a table stands between
+`<!-- results:NAME -->` and `<!-- end -->`.
+"""
+
+import csv
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from flaxcnn.reproduce import EXPERIMENTS
+from flaxcnn.reproduce.table import markdown
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+SECTION = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def runs_table(link: str) -> str:
+    """The table of runs.csv; `link` leads to results/."""
+    lines = ["| what | command | test accuracy | seconds |", "|---|---|--:|--:|"]
+    for row in read(RESULTS / "runs.csv"):
+        lines.append(
+            f"| [{row['name']}]({link}/{row['log']}) | `{row['command']}` "
+            f"| {float(row['test_accuracy']):.2%} | {float(row['seconds']):,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def table(name: str, link: str) -> str:
+    """The table of an experiment, or of the runs."""
+    if name == "runs":
+        return runs_table(link)
+    return markdown(EXPERIMENTS[name], read(RESULTS / name / f"{name}.csv"))
+
+
+def experiments() -> list[str]:
+    """The names of those that have been run, in the order of `EXPERIMENTS`."""
+    return [name for name in EXPERIMENTS if (RESULTS / name / f"{name}.csv").exists()]
+
+
+def results_page() -> str:
+    """docs/results.md."""
+    parts = [
+        "# Results\n\nMade by `python -m results` from [results/](../results), where "
+        "every number has the log of its run.\n",
+        f"## Runs\n\n{table('runs', '../results')}",
+    ]
+    for name in experiments():
+        row = read(RESULTS / name / f"{name}.csv")[0]
+        folder = f"../results/{name}"
+        picture = f"\n![{name}]({folder}/{name}.png)\n"
+        parts.append(
+            f"## {name}\n\n```\n{row['command']}\n```\n\n{table(name, '../results')}\n"
+            f"{row['date']}, {row['hardware']}; {row['versions']}. "
+            f"[CSV]({folder}/{name}.csv), [logs]({folder}/logs).\n{picture}"
+        )
+    return "\n".join(parts)
+
+
+def pages() -> dict[Path, str]:
+    """What each page should be."""
+    readme = ROOT / "README.md"
+    text = SECTION.sub(
+        lambda m: f"{m[1]}{table(m[2], 'results')}{m[3]}", readme.read_text()
+    )
+    return {readme: text, ROOT / "docs" / "results.md": results_page()}
+
+
+def stale() -> list[Path]:
+    """The pages that are not what they should be."""
+    return [
+        path
+        for path, text in pages().items()
+        if not path.exists() or path.read_text() != text
+    ]
+
+
+def add(name: str, workdir: Path) -> None:
+    """Copies the tables, the plot and the logs of a finished experiment."""
+    target = RESULTS / name
+    (target / "logs").mkdir(parents=True, exist_ok=True)
+    for path in (*workdir.glob(f"{name}*.csv"), workdir / f"{name}.png"):
+        shutil.copy(path, target)
+    for log in sorted(workdir.glob("*/log.txt")):
+        shutil.copy(log, target / "logs" / f"{log.parent.name}.txt")
+
+
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["--check"]:
+            if found := stale():
+                names = ", ".join(str(path.relative_to(ROOT)) for path in found)
+                sys.exit(f"error: {names} and results/ differ; run python -m results")
+            return
+        case ["--add", name, workdir] if name in EXPERIMENTS:
+            add(name, Path(workdir))
+        case []:
+            pass
+        case _:
+            sys.exit(f"error: {' '.join(arguments)}?\n\n{__doc__}")
+    for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
