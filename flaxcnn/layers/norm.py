@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
@@ -26,6 +27,10 @@ class BatchNorm(nn.Module):
     `var`, all float32; initialisation leaves the statistics at 0 and 1.
 
     A batch that `jax.jit` shards over devices is normalised by its global statistics.
+    For the backward pass of training only x is kept, in its own dtype. Variables of
+    `flaxcnn.fold_batchnorm` have `folded_bias` alone, which is added.
+
+    Raises FlaxcnnError for training with such variables.
     """
 
     momentum: float = 0.1
@@ -37,6 +42,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         shape = x.shape[-1:]
+        if self.has_variable("params", "folded_bias"):
+            return self._add_folded(x, train)
         scale = bias = None
         if self.use_scale:
             scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
@@ -45,19 +52,29 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        scale = jnp.ones(shape, wide) if scale is None else scale.astype(wide)
+        bias = jnp.zeros(shape, wide) if bias is None else bias.astype(wide)
 
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if not train:
+            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
+            return _affine(x, running_mean.value, factor, bias).astype(dtype)
+        y, mean, var = _normalise(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            update = partial(running_average, momentum=self.momentum)
+            running_mean.value = update(running_mean.value, mean)
+            running_var.value = update(running_var.value, unbiased(var, x))
+        return y.astype(dtype)
+
+    def _add_folded(self, x: Array, train: bool) -> Array:
         if train:
-            mean, var = _moments(x)
-            if not self.is_initializing():
-                update = partial(running_average, momentum=self.momentum)
-                running_mean.value = update(running_mean.value, mean)
-                running_var.value = update(running_var.value, unbiased(var, x))
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = lax.rsqrt(var + self.epsilon)
-        y = (x - mean) * (factor if scale is None else factor * scale)
-        return (y if bias is None else y + bias).astype(dtype)
+            raise FlaxcnnError(
+                f"BatchNorm {self.name} is folded into a convolution and cannot train; "
+                "use the variables that fold_batchnorm was given"
+            )
+        bias: Array = self.get_variable("params", "folded_bias")
+        dtype = canonicalize_dtype(x, bias, dtype=self.dtype)
+        return (_wide(x) + bias).astype(dtype)
 
 
 def running_average(running: Array, batch: Array, momentum: float) -> Array:
@@ -71,14 +88,62 @@ def unbiased(var: Array, x: Array) -> Array:
     return var * (n / max(n - 1, 1))
 
 
+def _wide(x: Array) -> Array:
+    """In float32 or better."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _affine(x: Array, mean: Array, factor: Array, bias: Array) -> Array:
+    return (_wide(x) - mean) * factor + bias
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """The normalised batch, its mean and its biased variance per channel.
+
+    Derived step by step it would keep x - mean, in float32.
+    """
+    mean, var = _moments(_wide(x))
+    return _affine(x, mean, lax.rsqrt(var + epsilon) * scale, bias), mean, var
+
+
+def _normalise_fwd(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    y, mean, var = _normalise(x, scale, bias, epsilon)
+    return (y, mean, var), (x, mean, lax.rsqrt(var + epsilon), scale)
+
+
+def _normalise_bwd(
+    epsilon: float, residuals: tuple[Array, ...], gradients: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    """dx is affine in the gradient of y and in x, with coefficients per channel."""
+    x, mean, rstd, scale = residuals
+    g, g_mean, g_var = gradients
+    axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    g_bias = g.sum(axes)
+    # Not the sum of g * (x - mean): XLA would compute x - mean in the forward pass,
+    # and keep it. Both rest on a mean rounded to float32, which limits both.
+    g_scale = ((g * _wide(x)).sum(axes) - mean * g_bias) * rstd
+    of_x = (2 * g_var - scale * rstd**2 * g_scale) / n
+    constant = (g_mean - scale * rstd * g_bias) / n
+    dx = scale * rstd * g + of_x * (_wide(x) - mean) + constant
+    return dx.astype(x.dtype), g_scale, g_bias
+
+
+_normalise.defvjp(_normalise_fwd, _normalise_bwd)
+
+
 def _moments(x: Array) -> tuple[Array, Array]:
     """Mean and biased variance per channel, in one pass.
 
-    E[x^2] - E[x]^2 would cancel where |mean| is much larger than std. Neither moment's
-    gradient depends on a shift, and shifted by any one of the values it is safe.
+    E[x^2] - E[x]^2 would cancel where |mean| is much larger than std. Shifted by any
+    one of the values it is safe.
     """
     axes = tuple(range(x.ndim - 1))
-    shift = lax.stop_gradient(x[(0,) * len(axes)])
+    shift = x[(0,) * len(axes)]
     x = x - shift
     mean = x.mean(axes)
     return mean + shift, jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)

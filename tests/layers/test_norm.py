@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.layers import BatchNorm, local_response_norm
+from flaxcnn.layers import BatchNorm, local_response_norm, relu
 
 
 def normal(seed, *shape):
@@ -66,6 +67,95 @@ def test_batch_norm_against_torch(shape, momentum):
     y = ours.apply(variables, x, train=False)
     ty = theirs.eval()(torch.tensor(channels_first(x))).detach()
     np.testing.assert_allclose(channels_first(y), ty, rtol=1e-4, atol=1e-5)
+
+
+def textbook(params, x):
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    y = (x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+    n = x.size // x.shape[-1]
+    return y, 0.1 * mean, 0.9 + 0.1 * var * n / (n - 1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f8", 1e-11), ("f4", 1e-5)])
+def test_batch_norm_gradients_against_the_derived_formula(dtype, tolerance):
+    """In float64, and those of the running statistics too."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(3 + normal(0, 4, 5, 6, 3).astype("f8"))
+        params = {"scale": 1 + normal(1, 3), "bias": normal(2, 3)}
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
+        shapes = (x.shape, (3,), (3,))
+        pulls = tuple(jnp.asarray(normal(i, *s)) for i, s in enumerate(shapes))
+
+        def ours(params, x):
+            start = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+            y, new = BatchNorm().apply(
+                {"params": params, "batch_stats": start}, x, train=True,
+                mutable=["batch_stats"],
+            )  # fmt: skip
+            return y, new["batch_stats"]["mean"], new["batch_stats"]["var"]
+
+        def gradients(f, dtype):
+            given = jax.tree.map(lambda a: a.astype(dtype), (params, x))
+            outputs, pull = jax.vjp(f, *given)
+            cotangents = jax.tree.map(lambda g, y: g.astype(y.dtype), pulls, outputs)
+            return jax.tree.leaves((outputs, pull(cotangents)))
+
+        for a, b in zip(gradients(ours, dtype), gradients(textbook, "f8"), strict=True):
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_batch_norm_keeps_its_input_alone():
+    x = jnp.asarray(normal(0, 16, 8, 8, 4), jnp.bfloat16)
+    layer = BatchNorm(dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x, train=True)
+
+    def f(params, x):
+        given = {**variables, "params": params}
+        return layer.apply(given, x, train=True, mutable=["batch_stats"])[0]
+
+    kept = jax.tree.leaves(jax.vjp(f, variables["params"], x)[1])
+    assert [a.dtype for a in kept if a.size >= x.size] == [jnp.bfloat16]
+    assert sum(a.nbytes for a in kept) < 1.1 * x.nbytes
+
+
+def test_batch_norm_and_relu_train_in_little_memory():
+    """A compiled step of L layers has 2 L activations, and some to work with."""
+    layers, x = 12, jax.ShapeDtypeStruct((64, 16, 16, 32), jnp.float32)
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(layers):
+                x = nn.Dense(32, use_bias=False)(x)
+                x = relu(BatchNorm()(x, train=True))
+            return x
+
+    def loss(variables, x):
+        y, new = Stack().apply(variables, x, mutable=["batch_stats"])
+        return jnp.square(y).sum(), new
+
+    variables = jax.eval_shape(Stack().init, jax.random.key(0), x)
+    step = jax.jit(jax.grad(loss, has_aux=True)).lower(variables, x).compile()
+    used = step.memory_analysis().temp_size_in_bytes
+    assert used < (2 * layers + 6) * 4 * x.size
+
+
+def test_batch_norm_in_evaluation_is_differentiable():
+    x, mean, var = normal(0, 4, 3, 2, 5), normal(1, 5), np.exp(normal(2, 5))
+    params = {"scale": normal(3, 5), "bias": normal(4, 5)}
+    stats = {"mean": mean, "var": var}
+
+    def f(params, x):
+        variables = {"params": params, "batch_stats": stats}
+        return BatchNorm().apply(variables, x, train=False)
+
+    g = normal(5, *x.shape)
+    dparams, dx = jax.vjp(f, params, x)[1](g)
+    xhat = (x - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(dparams["scale"], (g * xhat).sum((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(dparams["bias"], g.sum((0, 1, 2)), rtol=1e-4)
+    expected = g * params["scale"] / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(dx, expected, rtol=1e-4)
 
 
 def test_batch_norm_does_not_cancel():
