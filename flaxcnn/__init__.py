@@ -7,6 +7,7 @@ from flaxcnn.errors import FlaxcnnError
 from flaxcnn.registry import Info, create_model, list_models, model_info, register
 
 if TYPE_CHECKING:
+    from flaxcnn.fold import fold_batchnorm
     from flaxcnn.inference import load_classifier
     from flaxcnn.macs import count_macs
     from flaxcnn.train.config import default_config, load_config
@@ -23,6 +24,7 @@ __all__ = [
     "create_model",
     "default_config",
     "fit",
+    "fold_batchnorm",
     "list_models",
     "load_classifier",
     "load_config",
@@ -38,6 +40,7 @@ _LAZY = {
     "count_macs": "flaxcnn.macs",
     "default_config": "flaxcnn.train.config",
     "fit": "flaxcnn.train.loop",
+    "fold_batchnorm": "flaxcnn.fold",
     "load_classifier": "flaxcnn.inference",
     "load_config": "flaxcnn.train.config",
     "load_model": "flaxcnn.weights.files",
