@@ -1,8 +1,9 @@
 """flaxcnn: the trainer's own optimizer, step, augmentation and compilation."""
 
 import json
+import sys
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,11 @@ def epoch(setup: Setup) -> Contender:
         nonlocal rate
         steps = max(effort.steps, round(effort.seconds * rate / bench.batch))
         with tempfile.TemporaryDirectory(dir=temporary.name) as workdir:
-            fit(trainer_config(bench, temporary.name, steps, effort.windows), workdir)
+            with redirect_stdout(sys.stderr):
+                fit(
+                    trainer_config(bench, temporary.name, steps, effort.windows),
+                    workdir,
+                )
             lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if row["split"] == "train"]
         seconds = np.diff([row["seconds"] for row in rows])  # the first one compiles

@@ -2,9 +2,9 @@
 
 The method of a roofline: a convolution's forward pass and its two gradients (one for
 the first layer) take the larger of operations over the peak rate and bytes over the
-bandwidth, in bfloat16. BatchNorm reads or writes the convolution's output eight times;
-a ReLU without it three times. Additions, poolings and the optimizer are left out, so
-that it is a little optimistic.
+bandwidth, in bfloat16. BatchNorm reads or writes the convolution's output eight times,
+a ReLU without it three times, a residual addition twice. Poolings and the optimizer are
+left out, so that it is a little optimistic.
 """
 
 import math
@@ -18,6 +18,7 @@ from flax import linen as nn
 from benchmarks.benchmark import Benchmark
 from benchmarks.ours import make_model
 from flaxcnn.layers import BatchNorm, Conv, MapDense
+from flaxcnn.models.resnet import Block
 
 BYTES = 2  # of a bfloat16
 
@@ -34,6 +35,8 @@ def images_per_second(bench: Benchmark, rate: float, bandwidth: float) -> float:
         y = call(*args, **kwargs)
         if isinstance(context.module, BatchNorm):
             normalized += y.size
+        elif isinstance(context.module, Block) and context.method_name == "__call__":
+            seconds += 2 * BYTES * y.size / bandwidth / 1e12
         elif isinstance(context.module, (Conv, MapDense, nn.Conv, nn.Dense)):
             params = context.module.variables["params"]
             (kernel,) = (p for name, p in params.items() if name.endswith("kernel"))

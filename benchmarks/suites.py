@@ -42,7 +42,7 @@ SMOKE = Effort(warmup=1, windows=1, seconds=0.0, steps=2)
 
 def _smaller(name: str, bench: Benchmark) -> Benchmark:
     """A row as `--smoke` runs it."""
-    size = min(bench.size, 96) if name.startswith("inception") else min(bench.size, 64)
+    size = min(bench.size, 96 if name.startswith("inception") else 72)
     return replace(bench, batch=4, size=size)
 
 

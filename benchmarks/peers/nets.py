@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from benchmarks.benchmark import Benchmark
 
@@ -15,8 +16,6 @@ def make(bench: Benchmark) -> nn.Module:
     if bench.net in by_hand:
         return by_hand[bench.net](bench.classes)
     if bench.net == "airbench94":
-        from benchmarks.peers.airbench import Airbench94
-
         return Airbench94()
     options: dict[str, Any] = {"num_classes": bench.classes}
     if bench.net in ("googlenet", "inception_v3"):
@@ -97,3 +96,35 @@ def vgg16_cifar(classes: int) -> nn.Module:
     )
     net.avgpool, net.classifier[0] = nn.Identity(), nn.Linear(512, 4096)
     return net
+
+
+class AirbenchGroup(nn.Module):
+    """Two 3x3 convolutions, the first followed by a pooling."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+class Airbench94(nn.Module):
+    """The network of airbench94, arXiv:2404.00498; all of it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whiten = nn.Conv2d(3, 24, 2)
+        self.group1 = AirbenchGroup(24, 64)
+        self.group2 = AirbenchGroup(64, 256)
+        self.group3 = AirbenchGroup(256, 256)
+        self.head = nn.Linear(256, 10, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.group1(F.gelu(self.whiten(x)))
+        x = F.max_pool2d(self.group3(self.group2(x)), 3)
+        return self.head(x.flatten(1)) / 256

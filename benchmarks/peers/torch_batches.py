@@ -65,6 +65,7 @@ def loader_batches(bench: Benchmark) -> Batches:
     loader = DataLoader(
         Pictures(bench), bench.batch, shuffle=True, drop_last=True, num_workers=8,
         persistent_workers=True, pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork",  # as in a program of its own
     )  # fmt: skip
     while True:
         yield from loader
