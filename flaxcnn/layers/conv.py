@@ -1,25 +1,23 @@
 """Convolution with a gradient that is fast on CPU, and Dense <-> Conv conversion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 from jax import Array, lax
 
 from flaxcnn.errors import FlaxcnnError
+from flaxcnn.layers import conv_cpu
+from flaxcnn.layers.conv_cpu import Pads, Pair
 
-Pair = tuple[int, int]
-Pads = tuple[Pair, Pair]
 Padding = str | int | Sequence[int | Pair]
 
 Params = dict[str, Array]
-
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Conv(nn.Module):
@@ -127,11 +125,13 @@ def conv(
 ) -> Array:
     """Convolve `x` [N, H, W, C] with `kernel` [kh, kw, C / groups, F]: [N, H', W', F].
 
-    `padding` is ((top, bottom), (left, right)). On CPU the gradients avoid the
-    transposed layouts of the stock rule, for which XLA has no fast code (and inside
-    `lax.scan` only a naive loop, jax#12868); other platforms, groups and dilation
-    keep the stock rule. Reverse-mode differentiation only where ours applies.
+    `padding` is ((top, bottom), (left, right)). On CPU the gradients, and depthwise
+    convolutions altogether, are computed in the forms that are fast there, see
+    `conv_cpu`; other platforms, other groups and dilation keep the stock rule.
+    Reverse-mode differentiation only where ours applies.
     """
+    if groups == x.shape[-1] == kernel.shape[-1] and groups > 1:
+        return _depthwise(x, kernel, strides, padding, dilation)
     if groups > 1 or dilation != (1, 1):
         return _stock(x, kernel, strides, padding, dilation, groups)
     return _conv(x, kernel, strides, padding)
@@ -151,7 +151,7 @@ def _stock(
         strides,
         padding,
         rhs_dilation=dilation,
-        dimension_numbers=LAYOUT,
+        dimension_numbers=conv_cpu.LAYOUT,
         feature_group_count=groups,
     )
 
@@ -159,9 +159,9 @@ def _stock(
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: Array, kernel: Array, strides: Pair, padding: Pads) -> Array:
     stock = partial(_stock, strides=strides, padding=padding)
-    if not _pointwise(kernel.shape, strides, padding):
+    if not conv_cpu.is_pointwise(kernel.shape, strides, padding):
         return stock(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=_matmul, default=stock)
+    return lax.platform_dependent(x, kernel, cpu=conv_cpu.matmul, default=stock)
 
 
 def _conv_fwd(
@@ -173,9 +173,78 @@ def _conv_fwd(
 def _conv_bwd(
     strides: Pair, padding: Pads, residuals: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
-    """Two separate calls, so that an unused input gradient is never computed."""
     x, kernel = residuals
-    stock = partial(_stock, strides=strides, padding=padding)
+    how: dict[str, Any] = {"strides": strides, "padding": padding}
+    return _gradients(
+        partial(_stock, **how),
+        x,
+        kernel,
+        g,
+        cpu_dx=partial(conv_cpu.input_gradient, **how, size=x.shape[1:3]),
+        cpu_dk=partial(conv_cpu.kernel_gradient, **how, window=kernel.shape[:2]),
+    )
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(
+    x: Array, kernel: Array, strides: Pair, padding: Pads, dilation: Pair
+) -> Array:
+    how: dict[str, Any] = {"strides": strides, "padding": padding, "dilation": dilation}
+    stock = partial(_stock, **how, groups=x.shape[-1])
+    ours = partial(conv_cpu.depthwise, **how)
+    return lax.platform_dependent(x, kernel, cpu=ours, default=stock)
+
+
+def _depthwise_fwd(
+    x: Array, kernel: Array, strides: Pair, padding: Pads, dilation: Pair
+) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(x, kernel, strides, padding, dilation), (x, kernel)
+
+
+def _depthwise_bwd(
+    strides: Pair,
+    padding: Pads,
+    dilation: Pair,
+    residuals: tuple[Array, Array],
+    g: Array,
+) -> tuple[Array, Array]:
+    x, kernel = residuals
+    how: dict[str, Any] = {"strides": strides, "padding": padding, "dilation": dilation}
+
+    def cpu_dx(g: Array, kernel: Array) -> Array:
+        ours = partial(conv_cpu.depthwise, kernel=kernel, **how)
+        return jax.linear_transpose(ours, x)(g)[0]
+
+    return _gradients(
+        partial(_stock, **how, groups=x.shape[-1]),
+        x,
+        kernel,
+        g,
+        cpu_dx=cpu_dx,
+        cpu_dk=partial(
+            conv_cpu.depthwise_kernel_gradient, **how, window=kernel.shape[:2]
+        ),
+    )
+
+
+_depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
+
+
+def _gradients(
+    stock: Callable[[Array, Array], Array],
+    x: Array,
+    kernel: Array,
+    g: Array,
+    cpu_dx: Callable[[Array, Array], Array],
+    cpu_dk: Callable[[Array, Array], Array],
+) -> tuple[Array, Array]:
+    """Of input and kernel, by platform: the transposes of `stock(x, kernel)`, or ours.
+
+    Two separate calls, so that an unused input gradient is never computed.
+    """
     spec = partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
 
     def stock_dx(g: Array, kernel: Array) -> Array:
@@ -184,77 +253,10 @@ def _conv_bwd(
     def stock_dk(g: Array, x: Array) -> Array:
         return jax.linear_transpose(lambda k: stock(x, k), spec(kernel))(g)[0]
 
-    def cpu_dx(g: Array, kernel: Array) -> Array:
-        return _input_gradient(g, kernel, strides, padding, x.shape[1:3])
-
-    def cpu_dk(g: Array, x: Array) -> Array:
-        return _kernel_gradient(g, x, strides, padding, kernel.shape[:2])
-
     return (
         lax.platform_dependent(g, kernel, cpu=cpu_dx, default=stock_dx),
         lax.platform_dependent(g, x, cpu=cpu_dk, default=stock_dk),
     )
-
-
-_conv.defvjp(_conv_fwd, _conv_bwd)
-
-
-def _pointwise(shape: tuple[int, ...], strides: Pair, padding: Pads) -> bool:
-    return (*shape[:2], *strides, *padding) == (1, 1, 1, 1, (0, 0), (0, 0))
-
-
-def _matmul(x: Array, kernel: Array) -> Array:
-    """A 1x1 convolution: [N, H, W, C] by [1, 1, C, F]."""
-    return jnp.tensordot(_wide(x), _wide(kernel)[0, 0], 1).astype(x.dtype)
-
-
-def _wide(x: Array) -> Array:
-    """In float32 or better: on CPU bfloat16 arithmetic is emulated, and slow."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _input_gradient(
-    g: Array, kernel: Array, strides: Pair, padding: Pads, size: Sequence[int]
-) -> Array:
-    """Convolve the output gradient, spread by the strides, with the turned kernel."""
-    kernel = kernel[::-1, ::-1].swapaxes(2, 3)
-    if _pointwise(kernel.shape, strides, padding):
-        return _matmul(g, kernel)
-    pads = [(0, 0, 0)]
-    for n, k, s, (low, _), out in zip(
-        size, kernel.shape, strides, padding, g.shape[1:], strict=False
-    ):
-        span = (out - 1) * s + 1
-        pads.append((k - 1 - low, n + low - span, s - 1))
-    g = lax.pad(g, jnp.zeros((), g.dtype), [*pads, (0, 0, 0)])
-    dx = _stock(_wide(g), _wide(kernel), (1, 1), ((0, 0), (0, 0)))
-    return dx.astype(g.dtype)
-
-
-def _kernel_gradient(
-    g: Array, x: Array, strides: Pair, padding: Pads, window: Sequence[int]
-) -> Array:
-    """One matrix product per kernel element, over all positions of its input slice.
-
-    In a loop over chunks of the batch whose slices stay in cache: three times faster.
-    """
-    (sh, sw), (n, h, w, features) = strides, g.shape
-    many = [c for c in range(2, n + 1) if n % c == 0 and n * h * w >= c * 4096]
-    chunks = max(many, default=1)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    # A chunk is every chunks-th image: so it stays spread over a sharded batch.
-    x, g = (a.reshape(n // chunks, chunks, *a.shape[1:]) for a in (x, g))
-
-    def add(chunk: int, total: Array) -> Array:
-        xs, gs = (_wide(lax.dynamic_index_in_dim(a, chunk, 1, False)) for a in (x, g))
-        products = []
-        for i, j in np.ndindex(*window):
-            tap = xs[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw]
-            products.append(jnp.tensordot(tap, gs, ((0, 1, 2), (0, 1, 2))))
-        return total + jnp.stack(products).reshape(total.shape)
-
-    zeros = _wide(jnp.zeros((*window, x.shape[-1], features), x.dtype))
-    return lax.fori_loop(0, chunks, add, zeros).astype(x.dtype)
 
 
 def _pair(value: int | Pair) -> Pair:

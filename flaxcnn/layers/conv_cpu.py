@@ -1,0 +1,168 @@
+"""Convolutions and their gradients in the forms for which XLA has fast code on CPU.
+
+That is one form: a stride-1 convolution of an NHWC input with an HWIO kernel, or a
+matrix product. The stock gradients are none of them: XLA rewrites them at the top level
+of a program, and runs a naive loop inside `lax.scan` (jax#12868).
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+Pair = tuple[int, int]
+Pads = tuple[Pair, Pair]
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Positions of the output that the kernel gradient takes at a time: fits the cache.
+POSITIONS = 8192
+
+
+def is_pointwise(shape: Sequence[int], strides: Pair, padding: Pads) -> bool:
+    """Is a convolution with a kernel of this shape a matrix product?"""
+    return (*shape[:2], *strides, *padding) == (1, 1, 1, 1, (0, 0), (0, 0))
+
+
+def matmul(x: Array, kernel: Array) -> Array:
+    """A 1x1 convolution: [N, H, W, C] by [1, 1, C, F]."""
+    return jnp.tensordot(wide(x), wide(kernel)[0, 0], 1).astype(x.dtype)
+
+
+def wide(x: Array) -> Array:
+    """In float32 or better: on CPU bfloat16 arithmetic is emulated, and slow."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def input_gradient(
+    g: Array, kernel: Array, strides: Pair, padding: Pads, size: Sequence[int]
+) -> Array:
+    """The gradient [N, H, W, C] of an input of `size` (H, W), from `g` [N, H', W', F].
+
+    The pixels that lie alike between the strides see the same elements of the kernel:
+    one convolution with those makes all of them. So no product is with a zero, as it
+    is where the output gradient is spread by the strides first.
+    """
+    dtype, g, kernel = g.dtype, wide(g), wide(kernel).swapaxes(2, 3)
+    if is_pointwise(kernel.shape, strides, padding):
+        return matmul(g, kernel).astype(dtype)
+    counts = [  # of pixels of each kind, along either axis of the padded input
+        -(-(n + low) // s)
+        for n, (low, _), s in zip(size, padding, strides, strict=True)
+    ]
+    g = g[:, : counts[0], : counts[1]]
+    rows = []
+    for i in range(strides[0]):
+        row = []
+        for j in range(strides[1]):
+            part = kernel[i :: strides[0], j :: strides[1]][::-1, ::-1]
+            pads = [
+                (k - 1, n - out)
+                for k, n, out in zip(part.shape, counts, g.shape[1:], strict=False)
+            ]
+            if part.size:
+                row.append(_conv(g, part, pads))
+            else:
+                row.append(jnp.zeros((len(g), *counts, kernel.shape[3]), g.dtype))
+        rows.append(jnp.stack(row, 3))
+    dx = jnp.stack(rows, 2)  # [N, H / s, s, W / s, s, C]
+    dx = dx.reshape(len(g), *(n * s for n, s in zip(counts, strides, strict=True)), -1)
+    (top, _), (left, _) = padding
+    return dx[:, top : top + size[0], left : left + size[1]].astype(dtype)
+
+
+def kernel_gradient(
+    g: Array, x: Array, strides: Pair, padding: Pads, window: Sequence[int]
+) -> Array:
+    """The gradient [kh, kw, C, F] of the kernel, from `g` [N, H', W', F] and input x.
+
+    It is a convolution too: of the input, its channels as samples and its samples as
+    channels, with `g` as the kernel. A few samples at a time: turned in the cache.
+    """
+    n, *out = g.shape[:3]
+    parts = [c for c in range(1, n + 1) if n % c == 0]
+    chunks = max([c for c in parts if n // c * np.prod(out) >= POSITIONS], default=1)
+    # Whole windows only, and padding that a convolution can have: none is negative.
+    pads = [(0, 0)]
+    for size, k, s, o, (low, _) in zip(
+        x.shape[1:], window, strides, out, padding, strict=False
+    ):
+        pads.append((low, k + (o - 1) * s - size - low))
+    # A chunk is every chunks-th sample: so it stays spread over a sharded batch.
+    x, g = (a.reshape(n // chunks, chunks, *a.shape[1:]) for a in (x, g))
+
+    def part(i: Array | int) -> Array:
+        xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 1, False)) for a in (x, g))
+        zero = jnp.zeros((), xs.dtype)
+        xs = lax.pad(xs, zero, [(*p, 0) for p in (*pads, (0, 0))])
+        xs, gs = xs.transpose(3, 1, 2, 0), gs.transpose(1, 2, 0, 3)
+        return _conv(xs, gs, ((0, 0), (0, 0)), dilation=strides)
+
+    if chunks == 1:
+        total = part(0)
+    else:
+        zeros = jnp.zeros((x.shape[-1], *window, g.shape[-1]), wide(x[:0]).dtype)
+        total = lax.fori_loop(0, chunks, lambda i, sum_: sum_ + part(i), zeros)
+    return total.transpose(1, 2, 0, 3).astype(x.dtype)
+
+
+def _conv(
+    x: Array, kernel: Array, pads: Sequence[Pair], dilation: Pair = (1, 1)
+) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), pads, rhs_dilation=dilation, dimension_numbers=LAYOUT
+    )
+
+
+def depthwise(
+    x: Array, kernel: Array, strides: Pair, padding: Pads, dilation: Pair
+) -> Array:
+    """[N, H, W, C] by [kh, kw, 1, C], each channel alone: [N, H', W', C].
+
+    A sum over the kernel's elements of shifted inputs: one pass through memory.
+    """
+    taps = _taps(wide(x), kernel.shape, strides, padding, dilation)
+    products = (tap * wide(kernel)[i, j, 0] for (i, j), tap in taps.items())
+    return reduce(jnp.add, products).astype(x.dtype)
+
+
+def depthwise_kernel_gradient(
+    g: Array,
+    x: Array,
+    window: Sequence[int],
+    strides: Pair,
+    padding: Pads,
+    dilation: Pair,
+) -> Array:
+    """The gradient [kh, kw, 1, C] of the kernel of `depthwise`, given `g` and x.
+
+    A sample at a time: the products stay in the cache.
+    """
+
+    def add(i: Array, total: Array) -> Array:
+        xs, gs = (wide(lax.dynamic_slice_in_dim(a, i, 1)) for a in (x, g))
+        taps = _taps(xs, window, strides, padding, dilation)
+        sums = [(tap * gs).sum((0, 1, 2)) for tap in taps.values()]
+        return total + jnp.stack(sums).reshape(total.shape)
+
+    zeros = jnp.zeros((*window[:2], 1, x.shape[-1]), wide(x[:0]).dtype)
+    return lax.fori_loop(0, len(x), add, zeros).astype(x.dtype)
+
+
+def _taps(
+    x: Array, window: Sequence[int], strides: Pair, padding: Pads, dilation: Pair
+) -> dict[Pair, Array]:
+    """What each element of the window sees of x, over all positions of the window."""
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
+    taps = {}
+    for at in np.ndindex(*window[:2]):
+        rows, columns = (
+            slice(i * d, n - (k - 1 - i) * d, s)
+            for i, d, n, k, s in zip(
+                at, dilation, x.shape[1:], window, strides, strict=False
+            )
+        )
+        taps[at] = x[:, rows, columns]
+    return taps
