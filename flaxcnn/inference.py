@@ -30,6 +30,7 @@ from flaxcnn.weights.pretrained import (
     open_weights,
     take,
 )
+from flaxcnn.xla import compiler_options
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Classifier:
 
     @functools.cached_property
     def _forward(self) -> Any:
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=compiler_options())
         def forward(variables: Any, arrays: Any, images: jax.Array) -> Any:
             x = preprocessing.apply(self.preprocess.kind, arrays, images)
             return self.model.apply(variables, x, train=False)

@@ -28,6 +28,7 @@ from flaxcnn.train.state import TrainState, init_state
 from flaxcnn.train.steps import make_eval_step, make_train_step, repeat
 from flaxcnn.train.transfer import cache_features, load_start, make_plan
 from flaxcnn.train.workdir import check_workdir, shown, write_config
+from flaxcnn.xla import use_compilation_cache
 
 STEPS_PER_CALL = 64  # on accelerators, where a call costs as much as a small step
 CALLS_PER_VOTE = 16  # between two questions whether any process was told to stop
@@ -58,6 +59,7 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if config.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+    use_compilation_cache()
     workdir = Path(workdir).expanduser().resolve()
     check_workdir(workdir, config)
     with (
@@ -292,6 +294,9 @@ class Trainer:
             jax.default_backend(), self.config.parallel, self.config.precision,
             jax.__version__, shown(self.workdir),
         )  # fmt: skip
+        cache = use_compilation_cache()
+        if cache:
+            logger.info("compiled programs are kept in %s", shown(cache))
         for line in self.report if not self.step else ():
             logger.info(line)
         if self.step:

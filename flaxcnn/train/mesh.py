@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxcnn.errors import FlaxcnnError
+from flaxcnn.xla import compiler_options
 
 AXIS = "data"
 
@@ -68,7 +69,11 @@ class JitDevices:
 
     def compile(self, many: Callable, donate: bool = True) -> Any:
         """Makes a program of `steps.repeat`'s function; may use up its state."""
-        return jax.jit(many, donate_argnums=(0,) if donate else ())
+        return jax.jit(
+            many,
+            donate_argnums=(0,) if donate else (),
+            compiler_options=compiler_options(),
+        )
 
 
 class PmapDevices:

@@ -33,6 +33,7 @@ from flaxcnn.weights.pretrained import (
     open_weights,
     take,
 )
+from flaxcnn.xla import compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,9 @@ def cache_features(
         batch = gather(resident, {key: x[0] for key, x in feeds.items()})
         return network.features(variables, batch["image"]), batch["label"]
 
-    program = jax.jit(run, out_shardings=devices.replicated)
+    program = jax.jit(
+        run, out_shardings=devices.replicated, compiler_options=compiler_options()
+    )
     variables = devices.replicate(variables)
     arrays = devices.replicate({"preprocess": data.preprocess.arrays})
 

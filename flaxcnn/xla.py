@@ -1,0 +1,54 @@
+"""How the library's programs are compiled: options that make them fast, the cache."""
+
+import functools
+import os
+from pathlib import Path
+
+import jax
+
+from flaxcnn.data.preprocess import default_cache_dir
+
+# On CPU XLA gives convolutions, products and sums to YNNPACK, whose sums are several
+# times faster than XLA's own, its convolutions slower.
+CPU: dict[str, str | bool] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
+}
+
+
+@functools.cache
+def compiler_options() -> dict[str, str | bool]:
+    """Options for `jax.jit(..., compiler_options=...)` on the default platform.
+
+    Empty where there is nothing to gain, or where this version of XLA does not know
+    them. The trainer, `flaxcnn predict` and `flaxcnn evaluate` use them.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    nothing = jax.jit(lambda: 0).lower()
+    try:
+        nothing.compile(compiler_options=CPU)
+    except jax.errors.JaxRuntimeError:  # "No such compile option"
+        return {}
+    return CPU
+
+
+def use_compilation_cache() -> Path | None:
+    """Keeps compiled programs on disk, for the next run of the same.
+
+    In the directory that jax is told of (`JAX_COMPILATION_CACHE_DIR`), else `xla` in
+    flaxcnn's own; `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+
+    Returns:
+      The directory; None: there is no cache.
+    """
+    if not getattr(jax.config, "jax_enable_compilation_cache"):  # noqa: B009
+        return None
+    name = "jax_compilation_cache_dir"
+    directory: str | None = getattr(jax.config, name)
+    if not directory:
+        directory = str(default_cache_dir() / "xla")
+        jax.config.update(name, directory)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            # The many small programs of the start take longest together.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return Path(directory)
