@@ -1,1 +1,1 @@
-"""Training speed against peers: `python -m benchmarks --suite cpu`."""
+"""Speed and memory against peers: `python -m benchmarks --suite cpu`."""

@@ -31,6 +31,7 @@ from flaxcnn.train.optim import make_optimizer
 from flaxcnn.train.state import TrainState, init_state
 from flaxcnn.train.steps import Metrics, make_train_step, repeat
 from flaxcnn.weights.torch import as_state_dict
+from flaxcnn.xla import compiler_options
 
 
 def save_weights(bench: Benchmark, folder: Path) -> int:
@@ -115,9 +116,11 @@ def infer(setup: Setup) -> Contender:
     model = make_model(setup.bench, setup.exact)
     variables = unflatten_dict(load_file(setup.weights / "flax.safetensors"), sep="/")
     params = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    variables = jax.device_put(fold_batchnorm(model, variables))
+    shape = (setup.bench.size, setup.bench.size, 3)
+    variables = jax.device_put(fold_batchnorm(model, variables, shape))
     images = jnp.asarray(batch_of(setup.bench)[0])
-    program = jax.jit(partial(model.apply, train=False))
+    forward = partial(model.apply, train=False)
+    program = jax.jit(forward, compiler_options=compiler_options())
     logits: Any = None
 
     def step() -> None:
@@ -145,7 +148,7 @@ def augment(setup: Setup) -> Contender:
     images = jax.device_put(uint8_images(bench.batch, bench.size))
     labels = jnp.zeros(bench.batch, int)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def program(images: jax.Array, labels: jax.Array, count: jax.Array) -> jax.Array:
         keys = jax.random.split(
             jax.random.fold_in(jax.random.key(0), count), len(images)

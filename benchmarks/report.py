@@ -14,7 +14,8 @@ from benchmarks.benchmark import cores
 from benchmarks.goals import Verdict, verdicts
 from flaxcnn import FlaxcnnError
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+PEERS = ("torch", "torchvision")  # without them the others are measured
 
 Rounds = list[dict[str, list[float]]]
 
@@ -22,10 +23,12 @@ Rounds = list[dict[str, list[float]]]
 def environment() -> dict[str, Any]:
     """Hardware and versions; FlaxcnnError if a package is missing."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *PEERS):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
+            if package in PEERS:
+                continue
             raise FlaxcnnError(
                 f"the benchmarks need {package}; pip install -e '.[test]'"
             ) from None

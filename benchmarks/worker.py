@@ -65,8 +65,10 @@ def serve(pipe: Any, environment: dict[str, str]) -> None:
             pipe.send((None, str(error)))
         except Exception as error:
             traceback.print_exc()
-            first_line = next(iter(str(error).splitlines()), "")
-            pipe.send((None, f"{type(error).__name__}: {first_line[:200]}"))
+            lines = str(error).split("\n")  # the cause is in the first or in the last
+            text = " ... ".join(line[:150] for line in dict.fromkeys(
+                [lines[0], lines[-1]]) if line)  # fmt: skip
+            pipe.send((None, f"{type(error).__name__}: {text}"))
 
 
 def draw_weights(bench: Benchmark, folder: Path) -> int:

@@ -45,7 +45,7 @@ def fake_result(bench, rounds, unavailable=()):
 @pytest.mark.long
 def test_smoke_of_the_cpu_suite(tmp_path):
     out = tmp_path / "deep" / "cpu.json"
-    rows = ["allcnn_c_train", "augment", "first_step"]
+    rows = ["allcnn_c_train", "resnet18_infer", "augment", "first_step"]
     done = benchmarks("--suite", "cpu", "--smoke", "--out", out, "--only", *rows)
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())["benchmarks"]
@@ -79,7 +79,7 @@ def test_smoke_of_the_cpu_suite(tmp_path):
     assert mean == pytest.approx(1.25, abs=0.1)  # uniform bytes, ImageNet's constants
     assert deviation == pytest.approx(1.29, abs=0.1)
     assert 0.5 < results["first_step"]["values"]["flaxcnn"]["min"] < 120
-    assert out.with_suffix(".md").read_text().count("## ") == 3
+    assert out.with_suffix(".md").read_text().count("## ") == 4
 
 
 @pytest.mark.long
