@@ -12,7 +12,7 @@ auxiliary head of v3 needs 299 pixels and is left out, with the ladder's last ru
 SGD, whose rate falls by 3 % an epoch (as the papers' 6 % in two), clipped gradients.
 :<model>,rmsprop has RMSProp as in TensorFlow's release of Inception: decay and momentum
 0.9, epsilon 1, rate 0.045. Batch, length and the rate of SGD are ours.
-Nothing is published of this setting. Not yet measured at full length.
+Nothing is published of this setting. Not yet measured.
 """
 
 from ml_collections import ConfigDict

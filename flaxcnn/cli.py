@@ -1,6 +1,7 @@
 """The `flaxcnn` command."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -230,6 +231,7 @@ def reproduce(args: argparse.Namespace) -> None:
         ended = carry_out(runs, args.time_limit)
     finally:
         command = f"flaxcnn {shlex.join(args.argv)}"
+        command = re.sub(r" --time-limit[ =]\S+", "", command)  # one slice of many
         print(report(args.experiment, experiment, runs, workdir, command), end="")
     if not ended:
         print("stopped; the same command continues from there")

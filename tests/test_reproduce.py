@@ -116,7 +116,7 @@ def test_a_diverged_run_is_a_row(tmp_path, monkeypatch):
     assert re.fullmatch(r"diverged at step [1-4], lr 1e\+30", bad["status"])
     assert bad["result"] == ""
     assert bad["status"] in table
-    assert (good["status"], good["runs"]) == ("finished", "1")
+    assert good["runs"] == "1"
     last = [json.loads((r.path / "metrics.jsonl").read_text().splitlines()[-1])
             for r in runs[1:]]  # fmt: skip
     errors = [1 - row["accuracy"] for row in last]
@@ -133,7 +133,7 @@ def test_of_several_rates_the_best_one_counts(tmp_path):
     rates = ["1e30", "1e-6", "0.05"]
     runs = plan(experiment, tmp_path, overrides={"data.limit": "64"}, rates=rates)
     assert [run.config.optim.lr for run in runs] == [1e30, 1e-6, 0.05]
-    accuracy = {"1e-06": 0.3, "0.05": 0.2, "1e+30": 0.9}
+    accuracy = {"1e-06": 0.3, "0.05": 0.12, "1e+30": 0.9}
     for run in runs:
         run.path.mkdir()
         row = {"accuracy": accuracy[f"{run.config.optim.lr:g}"], "seconds": 1,
@@ -148,13 +148,16 @@ def test_of_several_rates_the_best_one_counts(tmp_path):
     assert (row["lr"], row["result"]) == ("1e-06", "0.3")
     of_runs = read(tmp_path / "test-runs.csv")
     assert [row["status"] for row in of_runs] == [
-        "diverged at step 1, lr 1e+30", "finished", "finished"
+        "diverged at step 1, lr 1e+30", "finished", "no better than chance, lr 0.05"
     ]  # fmt: skip
 
 
 def test_a_signal_while_nothing_trains(tmp_path, monkeypatch):
     def fit(config, path):
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception as error:  # as a reader of images takes whatever comes
+            raise FlaxcnnError("corrupt") from error
 
     experiment = experiment_of(GOOD)
     runs = plan(experiment, tmp_path / "run")

@@ -50,8 +50,8 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else None
 
 
-class Stopped(Exception):
-    """A signal or the time limit came."""
+class Stopped(KeyboardInterrupt):
+    """A signal or the time limit came; no `except Exception` is to take it."""
 
 
 def plan(
@@ -170,7 +170,7 @@ def carry_out(runs: Sequence[Run], time_limit: float = 0) -> bool:
                 if not run.outcome:
                     print(f"{run.row.name}: {shown(run.path)}", flush=True)
                     _finish(run)
-    except (Stopped, KeyboardInterrupt):
+    except KeyboardInterrupt:  # Stopped too
         return False
     return True
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from flaxcnn.data.sources import load_source
+from flaxcnn.data.sources import Source, load_source
 from flaxcnn.plots import plot_experiment
 from flaxcnn.registry import create_model
 from flaxcnn.reproduce.experiment import Experiment
@@ -100,7 +100,11 @@ def _of_run(run: Run) -> dict[str, Any]:
 
 
 def _status(runs: Sequence[Run]) -> str:
-    """ "finished", "diverged at step 12, lr 0.25", "unfinished"."""
+    """ "finished", "diverged at step 12, lr 0.25", "unfinished".
+
+    A run that ends no better than by chance says so: with few steps it has not left its
+    plateau, or its units are dead.
+    """
     words = []
     outcomes = [run.outcome for run in runs]
     rate = f"lr {runs[0].config.optim.lr:g}"
@@ -110,6 +114,10 @@ def _status(runs: Sequence[Run]) -> str:
     if missing := outcomes.count(None):
         of = f"{missing} of {len(runs)} " if len(runs) > 1 else ""
         words.append(f"{of}unfinished")
+    chance = 1.25 / load(runs[0]).num_classes
+    if lost := [x for x in map(_accuracy, runs) if x is not None and x < chance]:
+        of = f"{len(lost)} of {len(runs)} " if len(runs) > 1 else ""
+        words.append(f"{of}no better than chance, {rate}")
     return "; ".join(words) or "finished"
 
 
@@ -134,13 +142,18 @@ def metrics(path: Path, split: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["split"] == split]
 
 
-def trained_parameters(run: Run) -> int:
-    """The number of parameters that the run trains."""
-    data, fields = run.config.data, dict(run.config.model)
-    source = load_source(
+def load(run: Run) -> Source:
+    """The images that the run trains on."""
+    data = run.config.data
+    return load_source(
         data.name, "train", data_dir=data.dir or None,
         image_size=data.image_size or None, resize=data.resize or None,
     )  # fmt: skip
+
+
+def trained_parameters(run: Run) -> int:
+    """The number of parameters that the run trains."""
+    source, fields = load(run), dict(run.config.model)
     shape = source[0]["image"].shape
     fields = {"num_classes": source.num_classes, **fields}
     model = create_model(fields.pop("name"), **fields)
