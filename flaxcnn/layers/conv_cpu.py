@@ -47,28 +47,32 @@ def input_gradient(
     dtype, g, kernel = g.dtype, wide(g), wide(kernel).swapaxes(2, 3)
     if is_pointwise(kernel.shape, strides, padding):
         return matmul(g, kernel).astype(dtype)
-    counts = [  # of pixels of each kind, along either axis of the padded input
-        -(-(n + low) // s)
-        for n, (low, _), s in zip(size, padding, strides, strict=True)
+    # Along either axis of the padded input: the first pixel's place between strides,
+    # and how many of each kind there are from there on.
+    skipped = [low // s for s, (low, _) in zip(strides, padding, strict=True)]
+    counts = [
+        -(-(n + low) // s) - skip
+        for n, (low, _), s, skip in zip(size, padding, strides, skipped, strict=True)
     ]
-    g = g[:, : counts[0], : counts[1]]
     rows = []
     for i in range(strides[0]):
         row = []
         for j in range(strides[1]):
             part = kernel[i :: strides[0], j :: strides[1]][::-1, ::-1]
             pads = [
-                (k - 1, n - out)
-                for k, n, out in zip(part.shape, counts, g.shape[1:], strict=False)
+                (k - 1 - skip, skip + n - out)
+                for k, skip, n, out in zip(
+                    part.shape, skipped, counts, g.shape[1:], strict=False
+                )
             ]
             if part.size:
                 row.append(_conv(g, part, pads))
-            else:
+            else:  # strides beyond the kernel
                 row.append(jnp.zeros((len(g), *counts, kernel.shape[3]), g.dtype))
         rows.append(jnp.stack(row, 3))
     dx = jnp.stack(rows, 2)  # [N, H / s, s, W / s, s, C]
     dx = dx.reshape(len(g), *(n * s for n, s in zip(counts, strides, strict=True)), -1)
-    (top, _), (left, _) = padding
+    top, left = (low % s for (low, _), s in zip(padding, strides, strict=True))
     return dx[:, top : top + size[0], left : left + size[1]].astype(dtype)
 
 
@@ -80,24 +84,15 @@ def kernel_gradient(
     It is a convolution too: of the input, its channels as samples and its samples as
     channels, with `g` as the kernel. A few samples at a time: turned in the cache.
     """
-    n, *out = g.shape[:3]
+    n, height, width = g.shape[:3]
     parts = [c for c in range(1, n + 1) if n % c == 0]
-    chunks = max([c for c in parts if n // c * np.prod(out) >= POSITIONS], default=1)
-    # Whole windows only, and padding that a convolution can have: none is negative.
-    pads = [(0, 0)]
-    for size, k, s, o, (low, _) in zip(
-        x.shape[1:], window, strides, out, padding, strict=False
-    ):
-        pads.append((low, k + (o - 1) * s - size - low))
+    chunks = max(c for c in parts if c == 1 or n // c * height * width >= POSITIONS)
     # A chunk is every chunks-th sample: so it stays spread over a sharded batch.
     x, g = (a.reshape(n // chunks, chunks, *a.shape[1:]) for a in (x, g))
 
     def part(i: Array | int) -> Array:
         xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 1, False)) for a in (x, g))
-        zero = jnp.zeros((), xs.dtype)
-        xs = lax.pad(xs, zero, [(*p, 0) for p in (*pads, (0, 0))])
-        xs, gs = xs.transpose(3, 1, 2, 0), gs.transpose(1, 2, 0, 3)
-        return _conv(xs, gs, ((0, 0), (0, 0)), dilation=strides)
+        return _turned(xs, gs.transpose(1, 2, 0, 3), strides, padding, window)
 
     if chunks == 1:
         total = part(0)
@@ -107,12 +102,31 @@ def kernel_gradient(
     return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 
-def _conv(
-    x: Array, kernel: Array, pads: Sequence[Pair], dilation: Pair = (1, 1)
+def _turned(
+    x: Array, g: Array, strides: Pair, padding: Pads, window: Sequence[int]
 ) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), pads, rhs_dilation=dilation, dimension_numbers=LAYOUT
-    )
+    """The kernel gradient [C, kh, kw, F] for x [N, H, W, C] and g [H', W', N, F].
+
+    Elements of the kernel that are strides apart see the same pixels: a convolution
+    without strides for each kind.
+    """
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
+    x = x.transpose(3, 1, 2, 0)
+    total = jnp.zeros((len(x), *window, g.shape[-1]), x.dtype)
+    for i, j in np.ndindex(*(min(s, k) for s, k in zip(strides, window, strict=True))):
+        places, pixels = [], []
+        for at, s, k, out in zip((i, j), strides, window, g.shape, strict=False):
+            count = len(range(at, k, s))
+            places.append((at, k - at - (count - 1) * s - 1, s - 1))
+            pixels.append(slice(at, at + (out + count - 2) * s + 1, s))
+        one = _conv(x[:, *pixels], g, ((0, 0), (0, 0)))
+        total += lax.pad(one, zero, [(0, 0, 0), *places, (0, 0, 0)])
+    return total
+
+
+def _conv(x: Array, kernel: Array, pads: Sequence[Pair]) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=LAYOUT)
 
 
 def depthwise(
