@@ -125,10 +125,10 @@ def conv(
 ) -> Array:
     """Convolve `x` [N, H, W, C] with `kernel` [kh, kw, C / groups, F]: [N, H', W', F].
 
-    `padding` is ((top, bottom), (left, right)). On CPU the gradients, and depthwise
-    convolutions altogether, are computed in the forms that are fast there, see
-    `conv_cpu`; other platforms, other groups and dilation keep the stock rule.
-    Reverse-mode differentiation only where ours applies.
+    `padding` is ((top, bottom), (left, right)). On CPU it and its gradients are
+    computed in the forms that are fast there, see `conv_cpu`; other platforms, groups
+    (but depthwise) and dilation keep the stock rule. Reverse-mode differentiation only
+    where ours applies.
     """
     if groups == x.shape[-1] == kernel.shape[-1] and groups > 1:
         return _depthwise(x, kernel, strides, padding, dilation)
@@ -158,10 +158,9 @@ def _stock(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: Array, kernel: Array, strides: Pair, padding: Pads) -> Array:
-    stock = partial(_stock, strides=strides, padding=padding)
-    if not conv_cpu.is_pointwise(kernel.shape, strides, padding):
-        return stock(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=conv_cpu.matmul, default=stock)
+    how: dict[str, Any] = {"strides": strides, "padding": padding}
+    stock, ours = partial(_stock, **how), partial(conv_cpu.forward, **how)
+    return lax.platform_dependent(x, kernel, cpu=ours, default=stock)
 
 
 def _conv_fwd(

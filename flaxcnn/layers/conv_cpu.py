@@ -20,14 +20,30 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 POSITIONS = 8192
 
 
-def is_pointwise(shape: Sequence[int], strides: Pair, padding: Pads) -> bool:
-    """Is a convolution with a kernel of this shape a matrix product?"""
-    return (*shape[:2], *strides, *padding) == (1, 1, 1, 1, (0, 0), (0, 0))
+def forward(x: Array, kernel: Array, strides: Pair, padding: Sequence[Pair]) -> Array:
+    """[N, H, W, C] by [kh, kw, C, F]: [N, H', W', F].
 
-
-def matmul(x: Array, kernel: Array) -> Array:
-    """A 1x1 convolution: [N, H, W, C] by [1, 1, C, F]."""
-    return jnp.tensordot(wide(x), wide(kernel)[0, 0], 1).astype(x.dtype)
+    Without the elements of the kernel that see nothing but padding, as on a map of one
+    pixel; a 1x1 convolution is a matrix product. XLA has no fast code for a kernel that
+    is larger than the map: then the map is padded first.
+    """
+    pads = list(padding)
+    for axis, (k, size, s, (low, high)) in enumerate(
+        zip(kernel.shape[:2], x.shape[1:3], strides, padding, strict=True)
+    ):
+        out = (size + low + high - k) // s + 1
+        first, last = max(0, low - (out - 1) * s), min(k, size + low)
+        if 0 <= first < last and out > 0:
+            kernel = lax.slice_in_dim(kernel, first, last, axis=axis)
+            pads[axis] = (low - first, high - (k - last))
+    if (*kernel.shape[:2], *strides, *pads) == (1, 1, 1, 1, (0, 0), (0, 0)):
+        return jnp.tensordot(wide(x), wide(kernel)[0, 0], 1).astype(x.dtype)
+    if any(k > size for k, size in zip(kernel.shape[:2], x.shape[1:3], strict=True)):
+        zero = jnp.zeros((), x.dtype)
+        x = lax.pad(x, zero, [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
+        x = lax.optimization_barrier(x)  # or XLA makes it the convolution's again
+        pads = [(0, 0), (0, 0)]
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=LAYOUT)
 
 
 def wide(x: Array) -> Array:
@@ -45,8 +61,6 @@ def input_gradient(
     is where the output gradient is spread by the strides first.
     """
     dtype, g, kernel = g.dtype, wide(g), wide(kernel).swapaxes(2, 3)
-    if is_pointwise(kernel.shape, strides, padding):
-        return matmul(g, kernel).astype(dtype)
     # Along either axis of the padded input: the first pixel's place between strides,
     # and how many of each kind there are from there on.
     skipped = [low // s for s, (low, _) in zip(strides, padding, strict=True)]
@@ -66,7 +80,7 @@ def input_gradient(
                 )
             ]
             if part.size:
-                row.append(_conv(g, part, pads))
+                row.append(forward(g, part, (1, 1), pads))
             else:  # strides beyond the kernel
                 row.append(jnp.zeros((len(g), *counts, kernel.shape[3]), g.dtype))
         rows.append(jnp.stack(row, 3))
@@ -120,13 +134,9 @@ def _turned(
             count = len(range(at, k, s))
             places.append((at, k - at - (count - 1) * s - 1, s - 1))
             pixels.append(slice(at, at + (out + count - 2) * s + 1, s))
-        one = _conv(x[:, *pixels], g, ((0, 0), (0, 0)))
+        one = forward(x[:, *pixels], g, (1, 1), ((0, 0), (0, 0)))
         total += lax.pad(one, zero, [(0, 0, 0), *places, (0, 0, 0)])
     return total
-
-
-def _conv(x: Array, kernel: Array, pads: Sequence[Pair]) -> Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=LAYOUT)
 
 
 def depthwise(
