@@ -26,6 +26,7 @@ logger = logging.getLogger("flaxcnn")
 
 COLUMNS = (
     "step", "epoch", "split", "loss", "accuracy", "images_per_second", "seconds",
+    "data_wait",  # share of the time in which the loop waited for batches
 )  # fmt: skip
 
 

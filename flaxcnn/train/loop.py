@@ -77,7 +77,7 @@ class Trainer:
 
     step: int  # steps done
     pending: list[dict]  # metrics of steps, still on the device
-    sums: dict[str, float]  # of metrics and seconds since the last row
+    sums: dict[str, float]  # of metrics, seconds, those spent on getting batches
     images: int  # since the last row
     last_test: dict[str, Any]  # row
 
@@ -161,6 +161,7 @@ class Trainer:
             steps = range(self.step, min(stop, self.step + self.steps_per_call))
             started = time.perf_counter()
             feeds = self._feeds(self.data.train, steps)
+            self.sums["waited"] += time.perf_counter() - started
             self.state, metrics = program(
                 self.state, self.train_resident, feeds, len(steps)
             )
@@ -177,13 +178,15 @@ class Trainer:
         if self.last_test["step"] == self.step:
             return
         program = self._compiled("evaluation")
-        started = time.perf_counter()
+        started, waited = time.perf_counter(), 0.0
         variables, pending = self.state.eval_variables, []
         for first in range(0, self.data.eval_steps, self.steps_per_call):
             if self._stopped():
                 return
             stop = min(self.data.eval_steps, first + self.steps_per_call)
+            asked = time.perf_counter()
             feeds = self._feeds(self.data.test, range(first, stop))
+            waited += time.perf_counter() - asked
             variables, metrics = program(
                 variables, self.test_resident, feeds, stop - first
             )
@@ -194,7 +197,9 @@ class Trainer:
         if not math.isfinite(sums["loss"]):
             raise self._diverged("test loss is")
         seconds = time.perf_counter() - started
-        self.last_test = self._row("test", sums, sums["count"] / seconds)
+        self.last_test = self._row(
+            "test", {**sums, "seconds": seconds, "waited": waited}
+        )
 
     def save(self) -> None:
         """A checkpoint of this step, unless the step itself broke the parameters."""
@@ -272,12 +277,13 @@ class Trainer:
         self.checkpoints = Checkpoints(self.workdir, self.config.keep)
         self.step, self.images, self.seconds_before = 0, 0, 0.0
         self.pending = []
-        self.sums = dict.fromkeys((*SUMS, "seconds"), 0.0)
+        self.sums = dict.fromkeys((*SUMS, "seconds", "waited"), 0.0)
         restored = self.checkpoints.restore(fresh, self.devices.replicated)
         if restored:
             state, progress = restored
             self.step = int(state.step)
-            self.sums, self.seconds_before = progress["sums"], progress["seconds"]
+            self.sums |= progress["sums"]
+            self.seconds_before = progress["seconds"]
             self.images = int(self.sums["count"])
             self.state = self.devices.replicate(state)
 
@@ -365,20 +371,22 @@ class Trainer:
 
     def _log_training(self) -> None:
         self._collect()
-        self._row("train", self.sums, self.sums["count"] / self.sums["seconds"])
+        self._row("train", self.sums)
         self.sums, self.images = dict.fromkeys(self.sums, 0.0), 0
 
-    def _row(self, split: str, sums: dict[str, float], speed: float) -> dict:
+    def _row(self, split: str, sums: dict[str, float]) -> dict:
+        speed, wait = (sums[key] / sums["seconds"] for key in ("count", "waited"))
         epoch = self.step * self.config.batch_size / self.data.train_examples
         loss, accuracy = (sums[key] / sums["count"] for key in ("loss", "correct"))
         logger.info(
-            "epoch %-7.4g step %-6d %-5s loss %.4f  accuracy %6.2f %%  %7.0f images/s",
-            epoch, self.step, split, loss, 100 * accuracy, speed,
+            "epoch %-7.4g step %-6d %-5s loss %.4f  accuracy %6.2f %%  %7.0f images/s"
+            "%s", epoch, self.step, split, loss, 100 * accuracy, speed,
+            f", {wait:.0%} of the time waiting for data" if wait >= 0.05 else "",
         )  # fmt: skip
         return self.log.row(
             step=self.step, epoch=round(epoch, 4), split=split, loss=loss,
             accuracy=accuracy, images_per_second=round(speed, 1),
-            seconds=round(self._seconds(), 2),
+            seconds=round(self._seconds(), 2), data_wait=round(wait, 4),
         )  # fmt: skip
 
     def _seconds(self) -> float:

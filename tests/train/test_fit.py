@@ -17,6 +17,7 @@ from flaxcnn.data import preprocess
 from flaxcnn.data.pipeline import HostPipeline
 from flaxcnn.data.sources import as_arrays, load_source
 from flaxcnn.errors import FlaxcnnError
+from flaxcnn.train import loop
 from flaxcnn.train.loop import fit
 from flaxcnn.weights.files import load_model
 
@@ -173,6 +174,31 @@ def test_waiting_for_data_counts_in_the_throughput(debug_config, tmp_path, monke
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     for row in map(json.loads, lines):
         assert row["images_per_second"] < 2 * 32 / 0.2, row
+        assert 0.2 < row["data_wait"] <= 1, row
+
+
+def test_every_program_is_traced_once(debug_config, tmp_path, monkeypatch):
+    """However many calls, steps a call, epochs and evaluations there are."""
+    traced = []
+
+    def counted(make):
+        def made(*args, **kwargs):
+            step = make(*args, **kwargs)
+
+            def count(*inputs):
+                traced.append(make.__name__)
+                return step(*inputs)
+
+            return count
+
+        return made
+
+    for name in ("make_train_step", "make_eval_step"):
+        make = getattr(loop, name)
+        monkeypatch.setattr(loop, name, counted(make))
+    config = debug_config("tiny_bn", steps_per_call=3, epochs=2.5)
+    fit(config, tmp_path)
+    assert sorted(traced) == ["make_eval_step", "make_train_step"]
 
 
 def test_a_damaged_checkpoint_is_named(debug_config, tmp_path, capfd):
