@@ -320,6 +320,8 @@ class Trainer:
 
     def _due(self, what: str) -> bool:
         """Has one of the event's times come with this step?"""
+        if self.step == 0:  # a signal came before the first one
+            return False
         now, before = self._times(what, self.step), self._times(what, self.step - 1)
         return now > before or self.step == self.total
 

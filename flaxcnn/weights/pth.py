@@ -106,7 +106,7 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
             raise ValueError("other storages than its tensors have")
         for key in keys:
             array = storages.arrays[key]
-            if int.from_bytes(stream.read(8), "little") != len(array):
+            if stream.read(8) != len(array).to_bytes(8, "little"):
                 raise ValueError("a storage of another length")
             data = stream.read(array.nbytes)
             array[:] = np.frombuffer(data, array.dtype, len(array))

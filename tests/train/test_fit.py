@@ -1,5 +1,6 @@
 """Whole runs in this process: what they leave behind, and that they are the same."""
 
+import contextlib
 import csv
 import json
 import re
@@ -175,6 +176,16 @@ def test_waiting_for_data_counts_in_the_throughput(debug_config, tmp_path, monke
     for row in map(json.loads, lines):
         assert row["images_per_second"] < 2 * 32 / 0.2, row
         assert 0.2 < row["data_wait"] <= 1, row
+
+
+def test_a_signal_before_the_first_step(debug_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signalled = contextlib.contextmanager(lambda: (yield lambda: True))
+        patch.setattr(loop, "stop_signals", signalled)
+        assert fit(debug_config("tiny_bn"), tmp_path) == {}
+    result = fit(debug_config("tiny_bn"), tmp_path)
+    whole = fit(debug_config("tiny_bn"), tmp_path / "whole")
+    assert result["loss"] == whole["loss"]
 
 
 def test_every_program_is_traced_once(debug_config, tmp_path, monkeypatch):

@@ -121,7 +121,8 @@ def test_a_signal_far_from_any_event_is_heard(train_py, tmp_path):
         *RUN, "--config.steps=8000", *far, f"--workdir={tmp_path}", wait=False
     )
     wait_for((tmp_path / "log.txt").exists, process)
-    wait_for(lambda: "compiled" in (tmp_path / "log.txt").read_text(), process)
+    log = tmp_path / "log.txt"
+    wait_for(lambda: "compiled the training" in log.read_text(), process)
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

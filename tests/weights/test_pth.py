@@ -424,6 +424,15 @@ def test_truncated_files_of_torch(path, form):
         refusal(path)
 
 
+def test_truncated_in_the_length_of_an_empty_storage(path):
+    torch = pytest.importorskip("torch")
+    torch.save({"empty": torch.empty(0)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for missing in range(1, 9):
+        path.write_bytes(content[:-missing])
+        refusal(path)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_flipped_bytes_load_or_are_refused(path, form):
     content = small_file(path, form)
