@@ -17,6 +17,7 @@ def augment(setup: Setup) -> Contender:
     v2: a tensor of uint8 [N, 3, H, W]; one crop and one flip for the whole batch.
     """
     torch.set_num_threads(cores())
+    torch.manual_seed(0)
     import_torchvision()
     from torchvision.transforms import v2
 
