@@ -76,5 +76,7 @@ def default_workdir(config_spec: str, overrides: dict[str, str]) -> Path:
 
 def shown(path: Path) -> Path:
     """The path as one would type it from here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    for place, name in ((Path.cwd(), ""), (Path.home(), "~")):
+        if path.is_relative_to(place):
+            return name / path.relative_to(place)
+    return path
