@@ -411,7 +411,9 @@ def test_frozen_layers_cost_no_backward_pass_and_no_memory(n):
     assert flops["cached"] < 0.02 * flops["all"]
     assert flops["head"] < flops["last:3"] < flops["all"]
     assert flops["head"] <= 0.45 * flops["all"]
-    assert memory["cached"] < memory["head"] < 1.01 * memory["last:3"]
+    assert memory["cached"] < memory["head"]
+    # The order in which XLA frees the forward pass differs by one map or two.
+    assert memory["head"] < 1.1 * memory["last:3"]
     assert memory["last:3"] < 0.2 * memory["all"]
 
     variables = random_variables(model, shape)
