@@ -1,0 +1,36 @@
+"""The All-CNNs leave the plateau at ln(10), at which their training begins."""
+
+import math
+
+import jax
+import pytest
+
+import flaxcnn
+from flaxcnn.train.config import load_config
+from flaxcnn.train.loop import fit
+from tests.paths import ROOT
+
+
+@pytest.mark.parametrize("name", ["cnn_a", "cnn_b", "cnn_c"])
+def test_fresh_class_maps_are_nearly_equal(name):
+    """The loss, averaged over all labels, whose minimum is ln(10).
+
+    Max-pooling amplifies twice: with He's weights it is 4.5 to 7.
+    """
+    model = flaxcnn.create_model(name)
+    x = jax.random.normal(jax.random.key(0), (32, 12, 12, 3))
+    variables = model.lazy_init(jax.random.key(1), x, train=False)
+    loss = -jax.nn.log_softmax(model.apply(variables, x, train=False)).mean()
+    assert loss == pytest.approx(math.log(10), abs=0.05)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["cnn_a", "cnn_b", "cnn_c", "convpool_cnn_a"])
+def test_the_recipe_does_not_kill_max_pooled_units(name, tmp_path):
+    """The paper's SGD on small images: a network of dead units stays at 10 %."""
+    overrides = {
+        "model.name": name, "data.name": "digits", "data.image_size": "12",
+        "data.preprocess": "standardize", "batch_size": "32", "steps": "135",
+    }  # fmt: skip
+    config = load_config(f"{ROOT}/configs/allcnn_c.py", overrides)
+    assert fit(config, tmp_path)["accuracy"] > 0.5
