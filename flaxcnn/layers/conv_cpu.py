@@ -1,8 +1,9 @@
 """Convolutions and their gradients in the forms for which XLA has fast code on CPU.
 
-That is one form: a stride-1 convolution of an NHWC input with an HWIO kernel, or a
-matrix product. The stock gradients are none of them: XLA rewrites them at the top level
-of a program, and runs a naive loop inside `lax.scan` (jax#12868).
+That is one form: a stride-1 convolution of an NHWC input with an HWIO kernel, or matrix
+products, of which a 3x3 kernel needs less than half by `winograd`. The stock gradients
+are none of them: XLA rewrites them at the top level of a program, and runs a naive loop
+inside `lax.scan` (jax#12868).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-Pair = tuple[int, int]
+from flaxcnn.layers import winograd
+from flaxcnn.layers.winograd import Pair
+
 Pads = tuple[Pair, Pair]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -38,6 +41,8 @@ def forward(x: Array, kernel: Array, strides: Pair, padding: Sequence[Pair]) -> 
             pads[axis] = (low - first, high - (k - last))
     if (*kernel.shape[:2], *strides, *pads) == (1, 1, 1, 1, (0, 0), (0, 0)):
         return jnp.tensordot(wide(x), wide(kernel)[0, 0], 1).astype(x.dtype)
+    if winograd.pays(x, kernel.shape, strides, pads):
+        return winograd.forward(wide(x), wide(kernel), pads).astype(x.dtype)
     if any(k > size for k, size in zip(kernel.shape[:2], x.shape[1:3], strict=True)):
         zero = jnp.zeros((), x.dtype)
         x = lax.pad(x, zero, [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
@@ -98,9 +103,10 @@ def kernel_gradient(
     It is a convolution too: of the input, its channels as samples and its samples as
     channels, with `g` as the kernel. A few samples at a time: turned in the cache.
     """
+    if winograd.pays(x, (*window, x.shape[-1], g.shape[-1]), strides, padding):
+        return winograd.kernel_gradient(wide(g), wide(x), padding).astype(x.dtype)
     n, height, width = g.shape[:3]
-    parts = [c for c in range(1, n + 1) if n % c == 0]
-    chunks = max(c for c in parts if c == 1 or n // c * height * width >= POSITIONS)
+    chunks = winograd.chunks(n, -(-POSITIONS // (height * width)))
     # A chunk is every chunks-th sample: so it stays spread over a sharded batch.
     x, g = (a.reshape(n // chunks, chunks, *a.shape[1:]) for a in (x, g))
 
