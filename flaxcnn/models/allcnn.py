@@ -31,7 +31,14 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.errors import unknown
-from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool, relu
+from flaxcnn.layers import (
+    Conv,
+    Dropout,
+    SpatialDropout,
+    global_avg_pool,
+    max_pool,
+    relu,
+)
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
@@ -88,6 +95,7 @@ class AllCNN(nn.Module):
       reduction: "pool", "strided", "convpool" or "all", a column of Table 2.
       input_dropout: rate of dropout on the image.
       dropout: rate of dropout after each pooling or what replaces it.
+      spatial: that dropout is of whole feature maps (arXiv:1411.4280), not of elements.
       dtype: of the computation; parameters and logits stay float32.
     """
 
@@ -96,6 +104,7 @@ class AllCNN(nn.Module):
     reduction: str = "all"
     input_dropout: float = 0.2
     dropout: float = 0.5
+    spatial: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -108,6 +117,7 @@ class AllCNN(nn.Module):
             raise unknown("All-CNN base", self.base, KERNELS)
         if self.reduction not in REDUCTIONS:
             raise unknown("All-CNN reduction", self.reduction, REDUCTIONS)
+        drop = SpatialDropout if self.spatial else Dropout
         count = 0
 
         def conv(x: jax.Array, features: int, kernel: int, stride: int = 1, *,
@@ -135,7 +145,7 @@ class AllCNN(nn.Module):
             if self.reduction in ("pool", "convpool"):
                 x = max_pool(x, 3, 2, padding=1)
             ends[f"block{block}"] = x  # [N, 16, 16, 96], then [N, 8, 8, 192]
-            x = Dropout(self.dropout)(x, train=train)
+            x = drop(self.dropout)(x, train=train)
 
         x = conv(x, 192, 3, padding=0)  # [N, 6, 6, 192]
         x = conv(x, 192, 1)

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 import pytest
 
 import flaxcnn
@@ -22,6 +23,22 @@ def test_fresh_class_maps_are_nearly_equal(name):
     variables = model.lazy_init(jax.random.key(1), x, train=False)
     loss = -jax.nn.log_softmax(model.apply(variables, x, train=False)).mean()
     assert loss == pytest.approx(math.log(10), abs=0.05)
+
+
+def test_spatial_dropout_keeps_or_drops_whole_maps():
+    model = flaxcnn.create_model("strided_cnn_a", input_dropout=0.0, spatial=True)
+    x = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+    variables = model.init(jax.random.key(0), x, train=False)
+    _, ends = model.apply(variables, x, train=False, endpoints=True)
+    _, state = model.apply(
+        variables, x, train=True, rngs={"dropout": jax.random.key(1)},
+        capture_intermediates=True, mutable="intermediates",
+    )  # fmt: skip
+    (after,) = state["intermediates"]["SpatialDropout_0"]["__call__"]
+    before = np.asarray(ends["block1"])
+    kept = np.asarray(after).any((1, 2), keepdims=True)
+    np.testing.assert_array_equal(after, 2 * before * kept)
+    assert 0.2 < kept.mean() < before.any((1, 2)).mean() - 0.2
 
 
 @pytest.mark.long
