@@ -1,0 +1,90 @@
+"""What the devices tell each other in a step, read in the trainer's own program."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from benchmarks.scaling import collectives
+from flaxcnn.train.loop import Trainer
+from tests.paths import ROOT
+
+# A line for each network and mode: the state's bytes, the collectives of a step.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import jax
+from benchmarks.scaling import collectives
+from flaxcnn.train.config import load_config
+from flaxcnn.train.loop import Trainer
+
+options = {"data.image_size": "12", "data.translate": "1", "data.flip": "true"}
+for name in ("strided_cnn_a", "resnet20_cifar"):
+    for parallel in ("jit", "pmap"):
+        config = load_config(
+            f"configs/debug.py:{name}", {**options, "parallel": parallel}
+        )
+        trainer = Trainer(config, Path(sys.argv[1]) / name / parallel)
+        variables = trainer.devices.local(trainer.state).variables
+        size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+        print(json.dumps([
+            name, parallel, size(variables["params"]),
+            size(variables.get("batch_stats", {})),
+            collectives(trainer._compiled("training").as_text()),
+        ]))
+        trainer.close()
+"""
+
+
+def test_one_device_talks_to_nobody(debug_config, tmp_path):
+    config = debug_config("strided_cnn_a", data__image_size=12)
+    trainer = Trainer(config, tmp_path)
+    assert jax.device_count() == 1
+    assert collectives(trainer._compiled("training").as_text()) == []
+    trainer.close()
+
+
+def test_bytes_of_collectives():
+    """Of a program by hand: a scalar, an asynchronous tuple, no collective."""
+    program = """
+      %a = s32[] all-reduce(%x), channel_id=1, to_apply=%add
+      %b = (f32[96]{0}, bf16[3,3,1,2]{3,2,1,0}, /*index=2*/f32[]) all-reduce-start(%y)
+      %b.1 = (f32[96]{0}, bf16[3,3,1,2]{3,2,1,0}, f32[]) all-reduce-done(%b)
+      %c = f32[8,2]{1,0} all-gather(%a), dimensions={0}
+      %d = f32[4]{0} fusion(%all-reduce.1), kind=kLoop, calls=%f
+    """
+    found = [("all-reduce", 4), ("all-reduce", 384 + 36 + 4), ("all-gather", 64)]
+    assert collectives(program) == found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_gradients_cross_the_devices_once_a_step(tmp_path, devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], env=env, cwd=ROOT,
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("[")]
+    assert len(rows) == 4
+    for name, parallel, parameters, statistics, found in rows:
+        # Neither the batch nor its augmentation moves, only sums do.
+        assert {kind for kind, _ in found} == {"all-reduce"}
+        sizes = sorted(size for _, size in found)
+        metrics = 8  # loss and correct
+        rest = sum(sizes) - parameters - metrics
+        if not statistics:
+            # The number of correct answers is an integer: an all-reduce of its own.
+            assert sizes == [4, parameters + 4]
+        elif parallel == "pmap":
+            assert sizes == [4, parameters + statistics + 4]
+        else:
+            # BatchNorm over all devices: two sums, and what they are shifted by. The
+            # gradients of its parameters are the sums of its backward pass.
+            assert statistics <= rest <= 2 * statistics, name
+            assert sizes[-1] > 0.9 * parameters
