@@ -9,9 +9,11 @@ gets images of that size; GoogLeNet and BN-Inception alone would do with 32. The
 auxiliary head of v3 needs 299 pixels and is left out, with the ladder's last rung.
 --config.data.image_size=139 gives the factorized convolutions more to see.
 
-SGD, whose rate falls by 3 % an epoch (as the papers' 6 % in two), clipped gradients.
-:<model>,rmsprop has RMSProp as in TensorFlow's release of Inception: decay and momentum
-0.9, epsilon 1, rate 0.045. Batch, length and the rate of SGD are ours.
+SGD, whose rate falls by 3 % an epoch (as the paper's 6 % in two), clipped gradients.
+:<model>,rmsprop has RMSProp with a decay and a momentum of 0.9 and an epsilon of 1, as
+in TensorFlow's release of Inception, whose weight decay this is, too. The paper's rate
+of 0.045, its fall and the clipping at 2.0 are quoted unchecked. Batch, length,
+augmentation and the rate of SGD are ours.
 Nothing is published of this setting. Not yet measured.
 """
 
