@@ -1,4 +1,4 @@
-"""The one exception that means "your input, not our bug"."""
+"""The exception that means "your input, not our bug"."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,18 @@ class FlaxcnnError(Exception):
     The command line prints the message alone and exits non-zero; any other
     exception is a bug and keeps its traceback.
     """
+
+
+class DivergedError(FlaxcnnError):
+    """Training whose loss or parameters are not finite.
+
+    Attributes:
+      step: by which they were not.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> FlaxcnnError:

@@ -18,7 +18,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from flaxcnn.errors import FlaxcnnError, unknown
+from flaxcnn.data.builders import quiet_tfds
+from flaxcnn.errors import DivergedError, FlaxcnnError, unknown
 from flaxcnn.reproduce.experiment import Experiment, Row
 from flaxcnn.train.config import load_config
 from flaxcnn.train.loop import fit
@@ -164,6 +165,9 @@ def carry_out(runs: Sequence[Run], time_limit: float = 0) -> bool:
     Returns:
       Whether all of them have ended.
     """
+    if any(run.config.data.name.startswith("tfds:") for run in runs):
+        with quiet_tfds():  # interrupted in the middle, its import fails ever after
+            pass
     try:
         with _stopping(time_limit):
             for run in runs:
@@ -181,11 +185,8 @@ def _finish(run: Run) -> None:
         fit(run.config, run.path)
         if not (run.path / "model.safetensors").exists():
             raise Stopped
-    except FlaxcnnError as error:
-        found = re.search(r"not finite by step (\d+)", str(error))
-        if not found:
-            raise
-        step = int(found[1])
+    except DivergedError as error:
+        step = error.step
         print(f"{run.row.name}: {error}", flush=True)
     outcome = {
         "diverged": step,

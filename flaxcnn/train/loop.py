@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from flaxcnn.data.augment import make_augment
 from flaxcnn.data.pipeline import DevicePipeline, load_data, make_gather
-from flaxcnn.errors import FlaxcnnError
+from flaxcnn.errors import DivergedError, FlaxcnnError
 from flaxcnn.train.checkpoint import Checkpoints, clear_disk_errors
 from flaxcnn.train.config import Durations, check_config
 from flaxcnn.train.log import Log, logger
@@ -53,7 +53,7 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
     Raises:
       FlaxcnnError: bad input, a full disk, too little memory, or a loss that is not
-        finite.
+        finite (DivergedError, with the step).
     """
     check_config(config)
     if config.deterministic:
@@ -362,13 +362,14 @@ class Trainer:
         if not math.isfinite(self.sums["loss"]):
             raise self._diverged("loss is")
 
-    def _diverged(self, what: str) -> FlaxcnnError:
+    def _diverged(self, what: str) -> DivergedError:
         good = self.checkpoints.latest
-        return FlaxcnnError(
+        return DivergedError(
             f"the {what} not finite by step {self.step}; "
             + (f"the last good checkpoint is of step {good}; " if good else "")
             + f"try a lower config.optim.lr than {self.config.optim.lr:g}, "
-            "a config.optim.warmup or config.optim.clip=1.0"
+            "a config.optim.warmup or config.optim.clip=1.0",
+            self.step,
         )
 
     def _log_training(self) -> None:

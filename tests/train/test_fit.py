@@ -17,7 +17,7 @@ import flaxcnn
 from flaxcnn.data import preprocess
 from flaxcnn.data.pipeline import HostPipeline
 from flaxcnn.data.sources import as_arrays, load_source
-from flaxcnn.errors import FlaxcnnError
+from flaxcnn.errors import DivergedError, FlaxcnnError
 from flaxcnn.train import loop
 from flaxcnn.train.loop import fit
 from flaxcnn.weights.files import load_model
@@ -137,12 +137,12 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(debug_config, tmp_p
         "tiny_bn", checkpoint_every="1 step", optim__schedule="step",
         optim__milestones="('3 steps',)", optim__gamma=1e38,
     )  # fmt: skip
-    with pytest.raises(FlaxcnnError) as error:
+    with pytest.raises(DivergedError) as error:
         fit(config, tmp_path)
     found = re.search(r"not finite by step (\d); .* is of step (\d)", str(error.value))
     assert "lower config.optim.lr" in str(error.value)
     step, good = int(found[1]), found[2]
-    assert int(good) == step - 1 >= 3
+    assert int(good) == int(step) - 1 == error.value.step - 1 >= 3
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(tmp_path / "checkpoints" / good / "state")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["variables"]))
