@@ -2,6 +2,7 @@
 
     python train.py --config configs/allcnn_c_fast.py
     python train.py --config configs/allcnn_c_fast.py --config.model.name=resnet20_cifar
+    flaxcnn reproduce fast --workdir runs/fast            beside airbench's figures
 
 Large batches in bfloat16, one cycle of the learning rate, flips, translations and
 cut-out squares, label smoothing, averaged weights; less dropout than the paper's. The

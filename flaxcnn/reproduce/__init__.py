@@ -4,6 +4,8 @@ An experiment is a table of recipes; adding one is adding a table.
 """
 
 from flaxcnn.reproduce.allcnn import TABLE3
+from flaxcnn.reproduce.dropout import DROPOUT
+from flaxcnn.reproduce.fast import FAST
 from flaxcnn.reproduce.inception import LADDER, RESIDUAL
 from flaxcnn.reproduce.lecture import NOTEBOOKS
 from flaxcnn.reproduce.nin import NIN
@@ -20,5 +22,7 @@ EXPERIMENTS = {
     "residual": RESIDUAL,
     "evonorm": EVONORM,
     "randwire": GENERATORS,
+    "dropout": DROPOUT,
+    "fast": FAST,
     "regimes": REGIMES,
 }
