@@ -6,7 +6,8 @@
                                                     tables, its plot, a log of each run
 
 An experiment is a directory of the name that `flaxcnn reproduce` knows it by; a run of
-its own is a row of runs.csv. In the README a table stands between
+its own is a row of runs.csv; `python -m benchmarks.canziani` writes canziani/, and
+speedruns.csv has what others publish. In the README a table stands between
 `<!-- results:NAME -->` and `<!-- end -->`.
 """
 
@@ -21,6 +22,7 @@ from flaxcnn.reproduce.table import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
+AIRBENCH = "[airbench](https://github.com/KellerJordan/cifar10-airbench)"
 SECTION = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
@@ -47,6 +49,63 @@ def table(name: str, link: str) -> str:
     return markdown(EXPERIMENTS[name], read(RESULTS / name / f"{name}.csv"))
 
 
+def speedruns() -> str:
+    """The section of docs/results.md about the fast recipe."""
+    ours = {"accuracy": "", "seconds": "", "hardware": "", "source": "not yet measured"}
+    if (path := RESULTS / "fast" / "fast.csv").exists():
+        (row,) = read(path)
+        ours = {**row, "accuracy": row["result"], "source": f"here: {row['status']}"}
+    rows = [*read(RESULTS / "speedruns.csv"), {"recipe": "allcnn_c_fast", **ours}]
+    lines = [
+        f"## Fast recipes\n\nTraining on CIFAR-10 as {AIRBENCH} publishes it, beside "
+        "[ours](../configs/allcnn_c_fast.py): `flaxcnn reproduce fast --workdir "
+        "runs/fast`. Its seconds are those after a warm-up, without compilation; ours "
+        "would be of the whole run, compilation and tests included.\n",
+        "| recipe | test accuracy | seconds | on | source |\n|---|--:|--:|---|---|",
+    ]
+    for row in rows:
+        accuracy = f"{float(row['accuracy']):.2%}" if row["accuracy"] else "-"
+        cells = (accuracy, row["seconds"] or "-", row["hardware"] or "-", row["source"])
+        lines.append(f"| {row['recipe']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def canziani() -> str:
+    """The section of docs/results.md about all networks of ImageNet."""
+    rows, folder = read(RESULTS / "canziani" / "canziani.csv"), "../results/canziani"
+    rows.sort(key=lambda row: -float(row["top1"]))
+    dates = sorted({row["date"] for row in rows})
+    lines = [
+        "## Accuracy, size and speed\n\n```\npython -m benchmarks.canziani\n```\n\nThe "
+        "plots of Canziani et al. (2016, arXiv:1605.07678) for the networks of our "
+        "registry. The accuracies are **not ours**: torchvision publishes them, "
+        "on ImageNet, of its `IMAGENET1K_V1` weights, which are not all of one recipe: "
+        "`mnasnet0_75` and `1_3`, `resnext101_64x4d`, `shufflenet_v2_x1_5` and `x2_0` "
+        "had a newer and longer one. Parameters and multiply-adds are the registry's. "
+        "Speed is that of our forward pass, measured in batches of "
+        f"{rows[0]['batch']} at the standard size, float32, BatchNorm not folded.\n",
+        "| network | published top-1 | parameters | multiply-adds | images/s |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['name']} | {float(row['top1']):.2%} "
+            f"| {int(row['parameters']):,} | {int(row['macs']) / 1e9:.2f} G "
+            f"| {float(row['images_per_second']):.1f} |"
+        )
+    lines.append(
+        f"\n{' and '.join(dates)}, {rows[0]['hardware']}; {rows[0]['versions']}. "
+        f"[CSV]({folder}/canziani.csv).\n"
+    )
+    pictures = {
+        "macs": "against multiply-adds, the area is the number of parameters",
+        "accuracy": "of each network",
+        "speed": "against images/s, the area is the number of parameters",
+    }
+    lines += [f"![accuracy {x}]({folder}/{name}.png)" for name, x in pictures.items()]
+    return "\n".join(lines) + "\n"
+
+
 def experiments() -> list[str]:
     """The names of those that have been run, in the order of `EXPERIMENTS`."""
     return [name for name in EXPERIMENTS if (RESULTS / name / f"{name}.csv").exists()]
@@ -56,7 +115,7 @@ def results_page() -> str:
     """docs/results.md."""
     parts = [
         "# Results\n\nMade by `python -m results` from [results/](../results), where "
-        "every number has the log of its run.\n",
+        "every result of ours has the log of its run.\n",
         f"## Runs\n\n{table('runs', '../results')}",
     ]
     for name in experiments():
@@ -68,7 +127,7 @@ def results_page() -> str:
             f"{row['date']}, {row['hardware']}; {row['versions']}. "
             f"[CSV]({folder}/{name}.csv), [logs]({folder}/logs).\n{picture}"
         )
-    return "\n".join(parts)
+    return "\n".join([*parts, speedruns(), canziani()])
 
 
 def pages() -> dict[Path, str]:

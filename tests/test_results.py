@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from flaxcnn import model_info
+from flaxcnn.weights.catalog import CATALOG
 from results import __main__ as page
 from tests.paths import ROOT
 
@@ -51,6 +53,20 @@ def test_an_experiment_has_the_results_of_its_logs(name):
         mean = sum(map(last_accuracy, logs)) / len(logs)
         mean = 100 - mean if measure == "error" else mean
         assert 100 * float(row["result"]) == pytest.approx(mean, abs=0.02)
+
+
+def test_the_networks_facts_are_the_registrys():
+    """And the accuracies the catalogue's, of the weights that are named."""
+    rows = page.read(ROOT / "results" / "canziani" / "canziani.csv")
+    imagenet = {w.model for w in CATALOG if w.data == "imagenet"}
+    assert {row["name"] for row in rows} == imagenet
+    for row in rows:
+        info = model_info(row["name"])
+        assert int(row["parameters"]) == info.params, row["name"]
+        assert int(row["macs"]) == info.macs, row["name"]
+        (weights,) = (w for w in info.weights if w.file in row["source"])
+        assert float(row["top1"]) == weights.top1, row["name"]
+        assert float(row["images_per_second"]) > 0, row["name"]
 
 
 def test_every_csv_is_one():
