@@ -209,7 +209,7 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
     fits = (len(train) + len(test)) * int(np.prod(shape)) <= DEVICE_LIMIT
     on_device = data.pipeline == "device" or (data.pipeline == "auto" and fits)
     fitted = data.preprocess in ("standardize", "gcn_zca")
-    if fits or on_device:
+    if on_device or (fits and fitted):
         sample = train
     else:
         sample = _spread(train, FIT_SAMPLES if fitted else 1)
@@ -249,4 +249,6 @@ def _local(feed: Feed) -> Feed:
 
 
 def _stack(feeds: list[Feed]) -> Feed:
+    if len(feeds) == 1:  # no copy of a batch of photographs
+        return {key: x[None] for key, x in feeds[0].items()}
     return {key: np.stack([feed[key] for feed in feeds]) for key in feeds[0]}

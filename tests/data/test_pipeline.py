@@ -119,6 +119,15 @@ def test_a_corrupt_image_is_named(photos):
             )  # fmt: skip
 
 
+def test_constants_need_no_pass_over_the_images(photos):
+    (photos / "train" / "b" / "2.png").write_bytes(b"no image")
+    config = data_config(name=f"folder:{photos}", image_size=12, pipeline="host")
+    config.preprocess = "imagenet"
+    data = load_data(config, 6, 0)
+    with pytest.raises(FlaxcnnError, match=r"2\.png"):
+        data.train.feeds(range(1))
+
+
 def test_an_image_that_breaks_during_training_is_named(photos):
     source = load_source(f"folder:{photos}", "train", image_size=12)
     host = HostPipeline(source, TrainOrder(6, 6, seed=0))
