@@ -1,11 +1,14 @@
 """Random images: arrays for the bare steps, files for whole trainers."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from benchmarks.benchmark import Benchmark
+from benchmarks.benchmark import Benchmark, cores
 
+RESIZE, CROP = 256, 224  # shorter side of a photograph, and the square cut from it
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -34,8 +37,6 @@ def write_images(bench: Benchmark, folder: Path) -> None:
 
     Of 32 pixels: 5,000 PNG files. Of 224: 1,024 JPEG files of 256.
     """
-    from PIL import Image
-
     small = bench.size <= 64
     count, size, suffix = (5000, bench.size, "png") if small else (1024, 256, "jpg")
     count = max(count, 2 * bench.batch)
@@ -45,3 +46,43 @@ def write_images(bench: Benchmark, folder: Path) -> None:
             path = folder / split / str(i % bench.classes) / f"{i}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[i % len(images)]).save(path)
+
+
+def write_photographs(bench: Benchmark, folder: Path) -> None:
+    """Two batches of JPEG files, `bench.size` wide and 3/4 of it high, of one class.
+
+    Noise of all sizes, so that bytes a pixel and the seconds to decode one are those
+    of photographs.
+    """
+    rng = np.random.default_rng(2)
+    files = []
+    for _ in range(8):
+        stream = io.BytesIO()
+        _photograph(rng, bench.size).save(stream, "JPEG", quality=90)
+        files.append(stream.getvalue())
+    for split in ("train", "test"):
+        (folder / split / "photograph").mkdir(parents=True)
+        for i in range(2 * bench.batch):
+            path = folder / split / "photograph" / f"{i:06}.jpg"
+            path.write_bytes(files[i % len(files)])
+
+
+def batches_a_step(exact: bool) -> int:
+    """Two a core: what is read ahead, so that the warm-up uses it up; to compare, 1."""
+    return 1 if exact else 2 * cores()
+
+
+def _photograph(rng: np.random.Generator, width: int) -> Image.Image:
+    x = np.zeros((1, 1, 3), np.float32)
+    for octave in reversed(range((width // 4).bit_length())):
+        size = width >> octave, width * 3 // 4 >> octave
+        channels = (Image.fromarray(x[..., c].copy()) for c in range(3))
+        smooth = [c.resize(size, Image.Resampling.BICUBIC) for c in channels]
+        noise = rng.standard_normal((size[1], size[0], 3), np.float32)
+        x = np.stack([np.asarray(c) for c in smooth], -1) + noise * 10 * 1.2**octave
+    return Image.fromarray((128 + x).clip(0, 255).astype(np.uint8))
+
+
+def statistics_of_each(images: np.ndarray) -> list[float]:
+    """Mean and deviation of each image [N, H, W, 3]; mirroring leaves them."""
+    return [*images.mean((1, 2, 3)).tolist(), *images.std((1, 2, 3)).tolist()]

@@ -39,15 +39,15 @@ class Benchmark:
 
     Attributes:
       kind: the function of the contenders' modules that builds it (`train`, `infer`,
-        `epoch`, `augment`, `ceiling`), or `first_step` or `memory`, which measure
-        processes of their own.
+        `epoch`, `augment`, `jpeg`, `ceiling`), or `first_step` or `memory`, which
+        measure processes of their own.
       net: a registered name of flaxcnn that every peer has.
       batch: images a step.
       contenders: keys of `suites.CONTENDERS`; ratios are of the first to each
         other one.
       goals: of this row.
       classes: number of classes.
-      size: height and width of the images.
+      size: height and width of the images; width of the photographs of `jpeg`.
       dtype: "bfloat16" in the GPU suite.
       cold: `first_step` without a compilation cache.
     """
@@ -64,7 +64,10 @@ class Benchmark:
 
     @property
     def unit(self) -> str:
-        units = {"memory": "MiB", "first_step": "s", "ceiling": "T/s"}
+        units = {
+            "memory": "MiB", "first_step": "s", "ceiling": "T/s",
+            "jpeg": "images/s/core",
+        }  # fmt: skip
         return units.get(self.kind, "images/s")
 
     @property

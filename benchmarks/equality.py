@@ -33,7 +33,7 @@ class Evidence(NamedTuple):
       params: number of parameters.
       values: the losses of three training steps, without dropout (the first compares
         the nets, the later ones gradients and optimizers too), the logits, or
-        statistics of augmented images.
+        statistics of augmented images or of photographs.
     """
 
     params: int

@@ -16,12 +16,17 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.batches import (
+    CROP,
+    RESIZE,
     batch_of,
+    batches_a_step,
     center_statistics,
+    statistics_of_each,
     uint8_images,
     write_images,
+    write_photographs,
 )
-from benchmarks.benchmark import Benchmark, Contender, Effort, Setup
+from benchmarks.benchmark import Benchmark, Contender, Effort, Setup, cores
 from benchmarks.suites import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from flaxcnn import create_model, default_config
 from flaxcnn.registry import model_fields
@@ -166,6 +171,46 @@ def augment(setup: Setup) -> Contender:
     return Contender(
         step, lambda: float(result[0, 0, 0, 0]), 0, bench.batch,
         lambda: center_statistics(np.asarray(result)),
+    )  # fmt: skip
+
+
+def jpeg(setup: Setup) -> Contender:
+    """Photographs as the trainer reads them; its images a step are those of a core."""
+    from flaxcnn.data.augment import make_augment
+    from flaxcnn.data.pipeline import load_data, make_gather
+
+    bench = setup.bench
+    temporary = tempfile.TemporaryDirectory(prefix="flaxcnn-benchmark-")
+    write_photographs(bench, Path(temporary.name))
+    config = default_config().data
+    config.name, config.pipeline = f"folder:{temporary.name}", "host"
+    config.image_size, config.resize = CROP, RESIZE
+    config.preprocess, config.flip = "imagenet", True
+    data = load_data(config, bench.batch, seed=0)
+    pipeline = data.train.in_order(bench.batch) if setup.exact else data.train
+    gather, function = make_gather("imagenet", lambda x: x), make_augment(config, 1)
+    arrays = jax.device_put({"preprocess": data.preprocess.arrays})
+
+    @partial(jax.jit, compiler_options=compiler_options())
+    def program(feeds: Any, count: jax.Array) -> jax.Array:
+        batch = gather(arrays, jax.tree.map(lambda x: x[0], feeds))
+        key = jax.random.fold_in(jax.random.key(0), count)
+        return function(batch, jax.random.split(key, bench.batch))[0]
+
+    count, result = 0, jnp.zeros(())
+    batches = batches_a_step(setup.exact)
+
+    def step() -> None:
+        nonlocal count, result
+        assert temporary.name  # the files live as long as the step
+        for _ in range(batches):
+            feeds = pipeline.feeds(range(count, count + 1))
+            jax.block_until_ready(result)  # one batch under way
+            result, count = program(feeds, count), count + 1
+
+    return Contender(
+        step, lambda: float(result.ravel()[0]), 0, batches * bench.batch / cores(),
+        lambda: statistics_of_each(np.asarray(result)),
     )  # fmt: skip
 
 

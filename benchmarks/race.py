@@ -72,7 +72,7 @@ class Race:
                 found[name] = self.attempt(name, call, self.deadline, function, setup)
             return {name: found[name] for name in self.running}
 
-        if bench.kind in ("train", "infer", "augment"):
+        if bench.kind in ("train", "infer", "augment", "jpeg"):
             self.check = each("checking", evidence)
             require_equal(bench, self.check, params)
         each("compiling", worker.start)

@@ -25,6 +25,8 @@ CONTENDERS = {  # name: its module
     "torch_loader": f"{TORCH}.pytorch",  # DataLoader and PIL
     "torchvision_v1": f"{TORCH}.torchvision_augment",
     "torchvision_v2": f"{TORCH}.torchvision_augment",
+    "torchvision_loader": f"{TORCH}.photographs",
+    "pil_loop": f"{TORCH}.photographs",
     "matmul": f"{TORCH}.ceilings",
     "copy": f"{TORCH}.ceilings",
 }
@@ -43,6 +45,8 @@ SMOKE = Effort(warmup=1, windows=1, seconds=0.0, steps=2)
 def _smaller(name: str, bench: Benchmark) -> Benchmark:
     """A row as `--smoke` runs it."""
     size = min(bench.size, 96 if name.startswith("inception") else 72)
+    if bench.kind == "jpeg":
+        size = bench.size  # a size at which it is decoded as in the whole row
     # Statistics of a few augmented images would differ by chance.
     return replace(bench, batch=64 if bench.kind == "augment" else 4, size=size)
 
@@ -58,6 +62,8 @@ def _cpu() -> tuple[dict[str, Benchmark], tuple[Mean, ...]]:
     all_of_them = ("flaxcnn", "flax_linen", *torch)
     ge1, each = Goal(">=", 1.0, torch), (Goal(">=", 0.8, torch),)
     folded = (Goal(">=", 1.0, fused),)
+    photographs = ("flaxcnn", "torchvision_loader", "pil_loop")
+    faster = (Goal(">=", 1.0, photographs[1:2]),)
     rows = {
         "allcnn_c_train": Benchmark(
             "train", "allcnn_c", 128, all_of_them,
@@ -85,6 +91,8 @@ def _cpu() -> tuple[dict[str, Benchmark], tuple[Mean, ...]]:
             ("flaxcnn", "torchvision_v1", "torchvision_v2"),
             (Goal(">=", 10, ("torchvision_v1",)), Goal(">=", 1.5, ("torchvision_v2",))),
         ),
+        "jpeg": Benchmark("jpeg", "", 64, photographs, faster, size=500),
+        "jpeg_large": Benchmark("jpeg", "", 16, photographs, faster, size=1600),
         "first_step": Benchmark(
             "first_step", "allcnn_c", 128, ("flaxcnn", "torch_eager"), (Goal("<=", 5),)
         ),

@@ -45,7 +45,7 @@ def fake_result(bench, rounds, unavailable=()):
 @pytest.mark.long
 def test_smoke_of_the_cpu_suite(tmp_path):
     out = tmp_path / "deep" / "cpu.json"
-    rows = ["allcnn_c_train", "resnet18_infer", "augment", "first_step"]
+    rows = ["allcnn_c_train", "resnet18_infer", "augment", "jpeg", "first_step"]
     done = benchmarks("--suite", "cpu", "--smoke", "--out", out, "--only", *rows)
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())["benchmarks"]
@@ -78,8 +78,10 @@ def test_smoke_of_the_cpu_suite(tmp_path):
     mean, deviation = results["augment"]["check"]["flaxcnn"]["values"]
     assert mean == pytest.approx(1.25, abs=0.1)  # uniform bytes, ImageNet's constants
     assert deviation == pytest.approx(1.29, abs=0.1)
+    photographs = results["jpeg"]["check"]
+    assert photographs.keys() == {"flaxcnn", "torchvision_loader", "pil_loop"}
     assert 0.5 < results["first_step"]["values"]["flaxcnn"]["min"] < 120
-    assert out.with_suffix(".md").read_text().count("## ") == 4
+    assert out.with_suffix(".md").read_text().count("## ") == 5
 
 
 @pytest.mark.long
