@@ -79,15 +79,13 @@ class Forecast(NamedTuple):
         return self.device + self.statistics + exposed
 
     @property
-    def limit(self) -> str:
-        """What takes the most time."""
+    def loss(self) -> str:
+        """What most of the time beyond the device's own goes into."""
         latency = self.gradients_latency + self.statistics_latency
-        parts = {
-            "the GPU itself": self.device,
-            "latency of all-reduces": latency,
-            "bytes of all-reduces": self.gradients + self.statistics - latency,
-        }
-        return max(parts, key=lambda name: parts[name])
+        if not latency:
+            return ""
+        moving = self.gradients + self.statistics - latency
+        return "latency" if latency > moving else "bytes"
 
 
 def all_reduce(size: float, gpus: int) -> float:
@@ -154,7 +152,7 @@ def forecast_table(results: dict[str, Any]) -> str:
     """The forecasts as Markdown."""
     lines = [
         "| | GPUs | images a step | device, ms | gradients, ms | other all-reduces, ms "
-        "| images/s | efficiency | with gradients hidden | most time "
+        "| images/s | efficiency | with gradients hidden | most is lost to "
         "| cores a host to decode |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
@@ -176,7 +174,7 @@ def forecast_table(results: dict[str, Any]) -> str:
                 f"{rate:,.0f}",
                 f"{rate / alone:.0%}",
                 f"{found.images / found.hidden / alone:.0%}",
-                found.limit,
+                found.loss,
                 f"{cores:.0f}" if case.size > 32 else "",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
