@@ -36,7 +36,7 @@ from flaxcnn.train.optim import make_optimizer
 from flaxcnn.train.state import TrainState, init_state
 from flaxcnn.train.steps import Metrics, make_train_step, repeat
 from flaxcnn.weights.torch import as_state_dict
-from flaxcnn.xla import compiler_options
+from flaxcnn.xla import compiler_options, release_memory
 
 
 def save_weights(bench: Benchmark, folder: Path) -> int:
@@ -98,13 +98,14 @@ def train(setup: Setup) -> Contender:
         steps = 4 if jax.default_backend() == "cpu" else 64
         feeds = (jnp.zeros(steps), steps)
         train_step = repeat(train_step, lambda resident, feed: resident)
-    program = devices.compile(train_step)
+    with precision(setup.exact):
+        program = devices.compile(train_step).lower(state, batch, *feeds).compile()
+    release_memory()
     metrics: Metrics = {}
 
     def step() -> None:
         nonlocal state, metrics
-        with precision(setup.exact):
-            state, metrics = program(state, batch, *feeds)
+        state, metrics = program(state, batch, *feeds)
 
     def wait() -> float:
         return float(metrics["loss"]) / (steps * bench.batch)

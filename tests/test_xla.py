@@ -1,6 +1,7 @@
 """How programs are compiled: options of XLA, the cache on disk."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -70,3 +71,25 @@ def test_a_second_run_compiles_nothing(tmp_path, enabled):
     assert first == second
     assert bool(first) == (enabled == "true")
     assert weights == again
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_given_back():
+    code = """
+from flaxcnn.xla import release_memory
+
+def size():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+kept = []
+for _ in range(30_000):  # 4 kB each: too small to be given back when they are freed
+    kept += [bytearray(4000), bytearray(100)]
+del kept[::2]
+before = size()
+release_memory()
+print(before - size())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) > 50e6

@@ -28,7 +28,7 @@ from flaxcnn.train.state import TrainState, init_state
 from flaxcnn.train.steps import make_eval_step, make_train_step, repeat
 from flaxcnn.train.transfer import cache_features, load_start, make_plan
 from flaxcnn.train.workdir import check_workdir, shown, write_config
-from flaxcnn.xla import use_compilation_cache
+from flaxcnn.xla import release_memory, use_compilation_cache
 
 STEPS_PER_CALL = 64  # on accelerators, where a call costs as much as a small step
 CALLS_PER_VOTE = 16  # between two questions whether any process was told to stop
@@ -269,6 +269,7 @@ class Trainer:
         if isinstance(program, jax.stages.Lowered):
             started = time.perf_counter()
             program = self.programs[name] = program.compile()
+            release_memory()
             seconds = time.perf_counter() - started
             logger.info("compiled the %s program in %.1f s", name, seconds)
         return program
