@@ -17,6 +17,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks import report
+from benchmarks.goals import verdicts
 from flaxcnn.reproduce import EXPERIMENTS
 from flaxcnn.reproduce.table import markdown
 
@@ -43,9 +45,12 @@ def runs_table(link: str) -> str:
 
 
 def table(name: str, link: str) -> str:
-    """The table of an experiment, or of the runs."""
+    """The table of an experiment, of the runs, or of the benchmarks' goals on CPU."""
     if name == "runs":
         return runs_table(link)
+    if name == "speed":
+        rows = report.read(RESULTS / "benchmarks" / "cpu.json")
+        return f"{report.goal_table(verdicts('cpu', rows))}\n"
     return markdown(EXPERIMENTS[name], read(RESULTS / name / f"{name}.csv"))
 
 
