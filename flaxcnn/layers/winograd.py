@@ -23,7 +23,7 @@ A_T = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], "f")
 # Pixels of the output that are computed at a time, per device: they fit the cache.
 PIXELS = 4096
 # Below these the transformations cost more than the products that they save.
-LEAST_PIXELS = 2048
+LEAST_PIXELS = 1536
 LEAST_CHANNELS = 64
 
 
