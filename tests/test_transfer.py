@@ -414,7 +414,7 @@ def test_frozen_layers_cost_no_backward_pass_and_no_memory(n):
     assert memory["cached"] < memory["head"]
     # The order in which XLA frees the forward pass differs by one map or two.
     assert memory["head"] < 1.1 * memory["last:3"]
-    assert memory["last:3"] < 0.2 * memory["all"]
+    assert memory["last:3"] < 0.4 * memory["all"]  # 8 layers; of 20 layers 0.23
 
     variables = random_variables(model, shape)
     forward = jax.jit(lambda v, x: model.apply(v, x, train=False))
