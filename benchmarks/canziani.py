@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.report import environment
-from flaxcnn import create_model, list_models, model_info
+from flaxcnn import FlaxcnnError, create_model, list_models, model_info
+from flaxcnn.errors import unknown
 from flaxcnn.weights.catalog import CATALOG, Weights
 from flaxcnn.xla import compiler_options
 
@@ -184,6 +185,9 @@ def read() -> dict[str, Row]:
 
 
 def main(names: list[str]) -> None:
+    for name in names:
+        if name not in published():
+            raise unknown("network with ImageNet weights", name, published())
     jax.config.update("jax_enable_compilation_cache", False)
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = read()
@@ -198,4 +202,7 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except FlaxcnnError as error:
+        sys.exit(f"error: {error}")
