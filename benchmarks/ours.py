@@ -33,7 +33,7 @@ from flaxcnn.registry import model_fields
 from flaxcnn.train.config import Durations
 from flaxcnn.train.mesh import make_devices
 from flaxcnn.train.optim import make_optimizer
-from flaxcnn.train.state import TrainState, init_state
+from flaxcnn.train.state import TrainState, init_state, init_variables
 from flaxcnn.train.steps import Metrics, make_train_step, repeat
 from flaxcnn.weights.torch import as_state_dict
 from flaxcnn.xla import compiler_options, release_memory
@@ -42,7 +42,7 @@ from flaxcnn.xla import compiler_options, release_memory
 def save_weights(bench: Benchmark, folder: Path) -> int:
     """Draws weights for all contenders, in both layouts; returns their number."""
     model, sample = make_model(bench), jnp.zeros((1, bench.size, bench.size, 3))
-    variables = model.lazy_init(jax.random.key(0), sample, train=False)
+    variables = init_variables(model, jax.random.key(0), sample)
     flat = jax.device_get(flatten_dict(variables, sep="/"))
     rng = np.random.default_rng(0)  # statistics that fold into something
     for path, x in flat.items():
@@ -100,6 +100,7 @@ def train(setup: Setup) -> Contender:
         train_step = repeat(train_step, lambda resident, feed: resident)
     with precision(setup.exact):
         program = devices.compile(train_step).lower(state, batch, *feeds).compile()
+    del train_step  # and what jax keeps for it
     release_memory()
     metrics: Metrics = {}
 

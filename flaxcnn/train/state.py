@@ -1,5 +1,6 @@
 """The training state."""
 
+import functools
 import re
 from typing import Any
 
@@ -8,6 +9,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.interpreters.partial_eval import dce_jaxpr_consts
 
 PyTree = Any
 
@@ -64,11 +66,27 @@ def init_state(
             ema=jax.tree.map(jax.numpy.copy, variables) if ema else None,
         )
 
-    # Lazily, a shape at a time: for many layers of few shapes, as ResNet-152, twice as
-    # fast as compiling the whole, which for ResNet-1202 did not end within minutes.
-    shape = jax.ShapeDtypeStruct(sample.shape, sample.dtype)
-    variables = model.lazy_init(jax.random.key(seed), shape, train=False)
+    variables = init_variables(model, jax.random.key(seed), sample)
     return jax.jit(make)(merge(variables, loaded or {}))
+
+
+def init_variables(
+    model: nn.Module, key: jax.Array, sample: jax.Array | jax.ShapeDtypeStruct
+) -> dict[str, PyTree]:
+    """What `model.init(key, sample, train=False)` gives, without computing outputs.
+
+    An operation at a time: the many layers of a network have few shapes, and compiling
+    the whole takes twice as long for ResNet-152, for ResNet-1202 minutes. (flax's
+    `lazy_init` also compiles a program for most operations of the forward pass.)
+    """
+    spec = jax.ShapeDtypeStruct(sample.shape, sample.dtype)
+    init = functools.partial(model.init, train=False)
+    traced, shapes = jax.make_jaxpr(init, return_shape=True)(key, spec)
+    outputs = [True] * len(traced.jaxpr.outvars)
+    needed, constants, _ = dce_jaxpr_consts(traced.jaxpr, outputs)
+    consts = [x for x, used in zip(traced.consts, constants, strict=True) if used]
+    leaves = jax.core.eval_jaxpr(needed, consts, key)
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def split_params(params: PyTree, trained: str) -> tuple[PyTree, PyTree]:

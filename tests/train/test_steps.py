@@ -9,7 +9,7 @@ from flax import linen as nn
 
 import flaxcnn
 from flaxcnn.train.model import aux_weights
-from flaxcnn.train.state import init_state
+from flaxcnn.train.state import init_state, init_variables
 from flaxcnn.train.steps import make_eval_step, make_train_step, repeat
 
 
@@ -34,6 +34,17 @@ def make_batch(n=8, seed=0):
 
 def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@pytest.mark.parametrize("fields", [{}, {"scan_blocks": True}])
+def test_variables_are_those_of_init(fields):
+    model = flaxcnn.create_model("resnet34", num_classes=3, **fields)
+    x = jnp.zeros((1, 32, 32, 3))
+    found = init_variables(model, jax.random.key(5), x)
+    expected = jax.jit(model.init, static_argnames="train")(
+        jax.random.key(5), x, train=False
+    )
+    assert_close(found, expected, rtol=1e-6)
 
 
 def test_loss_and_accuracy_against_torch():
