@@ -1,10 +1,12 @@
-"""Pooling of [N, H, W, C] with torch's semantics, one axis after the other.
+"""Pooling of [N, H, W, C] with torch's semantics, from strided slices.
 
-The maximum, the sum and the p-norm over a window are those over its rows of those
-over its columns, so every pooling is two passes over a few strided slices. (Stock
-max pooling has the gradient select-and-scatter: slow, and not deterministic on GPU.)
+The sum and the p-norm over a window are those over its rows of those over its columns:
+two passes over a few slices. The maximum is one pass over those of all its places, its
+gradient one over kinds of pixels. (Stock max pooling has the gradient
+select-and-scatter: slow, and not deterministic on GPU.)
 """
 
+from collections.abc import Sequence
 from functools import partial, reduce
 
 import jax
@@ -14,8 +16,13 @@ from jax import Array, lax
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.layers.arithmetic import conv_output_size
+from flaxcnn.layers.winograd import by_chunks
 
 Size = int | tuple[int, int]
+Axis = tuple[int, int, int, int, int]  # axis, window, stride, padding, output size
+
+# Elements of the input whose maxima are found at a time, per device: fit the cache.
+ELEMENTS = 2**17
 
 
 def max_pool(
@@ -32,9 +39,8 @@ def max_pool(
     the first maximum of each window, row by row, as in torch. Raises FlaxcnnError if
     the window does not fit or the padding is more than half of it.
     """
-    for axis, k, s, p, out in _axes(x, window, strides, padding, ceil_mode):
-        x = _max(_frame(x, axis, k, s, p, out, -np.inf), axis, k, s)
-    return x
+    axes = _axes(x, window, strides, padding, ceil_mode)
+    return _max(x, axes, x.shape[1:3])
 
 
 def avg_pool(
@@ -57,7 +63,7 @@ def avg_pool(
         start = np.arange(out) * s - p
         stop = np.minimum(start + k, x.shape[axis] + margin)
         count = stop - np.maximum(start, -margin)
-        total = reduce(jnp.add, _taps(_frame(y, axis, k, s, p, out, 0), axis, k, s))
+        total = reduce(jnp.add, _taps(y, [(axis, k, s, p, out)], 0))
         y = total / jnp.asarray(count, y.dtype).reshape((-1, *[1] * (3 - axis)))
     return y.astype(x.dtype)
 
@@ -87,9 +93,13 @@ def adaptive_avg_pool(x: Array, size: tuple[int, int]) -> Array:
 def global_avg_pool(x: Array) -> Array:
     """Mean over the feature map, [N, H, W, C] to [N, C] (NiN, arXiv:1312.4400, 3.2).
 
-    Accumulates in float32 or better.
+    Accumulates in float32 or better. As a product: XLA for CPU gives sums to YNNPACK,
+    and the convolutions before them with them, which is slower.
     """
-    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    weights = jnp.full(x.shape[1:3], 1 / (x.shape[1] * x.shape[2]), wide)
+    y = jnp.einsum("nhwc,hw->nc", x.astype(wide), weights, precision="highest")
+    return y.astype(x.dtype)
 
 
 def p_norm_pool(
@@ -104,8 +114,8 @@ def p_norm_pool(
     if p < 1:
         raise FlaxcnnError(f"p_norm_pool has p = {p}, which is no norm; use p >= 1")
     x = jnp.abs(x)
-    for axis, k, s, pad, out in _axes(x, window, strides, padding, False):
-        taps = _taps(_frame(x, axis, k, s, pad, out, 0), axis, k, s)
+    for axis in _axes(x, window, strides, padding, False):
+        taps = _taps(x, [axis], 0)
         # The norm does not depend on the factor taken out: neither does its gradient.
         peak = lax.stop_gradient(reduce(jnp.maximum, taps))
         zero = peak == 0
@@ -117,18 +127,15 @@ def p_norm_pool(
 
 def _axes(
     x: Array, window: Size, strides: Size | None, padding: Size, ceil_mode: bool
-) -> list[tuple[int, int, int, int, int]]:
-    """(axis, window, stride, padding, output size) for W, then H.
-
-    W first: then the first maximum is the first in row-major order.
-    """
+) -> tuple[Axis, Axis]:
+    """Of H and W."""
     if x.ndim != 4:
         raise FlaxcnnError(
             f"pooling input has shape {x.shape}; reshape it to [N, H, W, C]"
         )
     strides = window if strides is None else strides
     axes = []
-    for axis in (2, 1):
+    for axis in (1, 2):
         k, s, p = (
             v if isinstance(v, int) else v[axis - 1] for v in (window, strides, padding)
         )
@@ -138,44 +145,88 @@ def _axes(
             )
         size = conv_output_size(x.shape[axis], k, s, p, ceil_mode=ceil_mode)
         axes.append((axis, k, s, p, size))
-    return axes
+    return axes[0], axes[1]
 
 
-def _frame(x: Array, axis: int, k: int, s: int, p: int, out: int, fill: float) -> Array:
-    """Pad and crop the axis to what `out` windows cover."""
-    pads = [(0, 0, 0)] * x.ndim
-    pads[axis] = (p, (out - 1) * s + k - p - x.shape[axis], 0)
-    return lax.pad(x, jnp.asarray(fill, x.dtype), pads)
+def _taps(x: Array, axes: Sequence[Axis], fill: float) -> list[Array]:
+    """What each place of the window sees, row by row, over all windows along the axes.
+
+    Each is padded by itself: XLA would write a padded input to memory.
+    """
+    taps = []
+    for place in np.ndindex(*(k for _, k, _, _, _ in axes)):
+        index, pads = [slice(None)] * x.ndim, [(0, 0, 0)] * x.ndim
+        for i, (axis, _, s, p, out) in zip(place, axes, strict=True):
+            low = max(0, -(-(p - i) // s))  # windows that see the padding before x
+            inside = range(low * s + i - p, max(0, (out - 1) * s + i - p + 1), s)
+            index[axis] = slice(inside.start, inside.stop, s)
+            seen = len(range(x.shape[axis])[index[axis]])
+            pads[axis] = (low, out - low - seen, 0)
+        taps.append(lax.pad(x[tuple(index)], jnp.asarray(fill, x.dtype), pads))
+    return taps
 
 
-def _taps(x: Array, axis: int, k: int, s: int) -> list[Array]:
-    """What each of the k window positions sees, window by window along the axis."""
-    span = x.shape[axis] - k + 1
-    return [lax.slice_in_dim(x, i, i + span, s, axis) for i in range(k)]
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max(x: Array, axes: tuple[Axis, Axis], size: tuple[int, int]) -> Array:
+    return reduce(jnp.maximum, _taps(x, axes, -np.inf))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max(x: Array, axis: int, k: int, s: int) -> Array:
-    return reduce(jnp.maximum, _taps(x, axis, k, s))
+def _max_fwd(
+    x: Array, axes: tuple[Axis, Axis], size: tuple[int, int]
+) -> tuple[Array, Array]:
+    """The maxima, and their places for the gradient.
+
+    XLA for CPU finds the places again wherever the gradient needs one. That is often if
+    windows overlap; then a loop, which it leaves alone, is faster.
+    """
+    find = partial(_find, axes=axes)
+    if all(k <= s for _, k, s, _, _ in axes):
+        return find(x)
+    least = -(-ELEMENTS * jax.device_count() // int(np.prod(x.shape[1:])))
+    looped = partial(by_chunks, find, least=least)
+    return lax.platform_dependent(x, cpu=looped, default=find)
 
 
-def _max_fwd(x: Array, axis: int, k: int, s: int) -> tuple[Array, Array]:
-    best, *taps = _taps(x, axis, k, s)
-    winner = jnp.zeros(best.shape, np.min_scalar_type(k))
-    for i, tap in enumerate(taps, 1):
-        winner = jnp.where(tap > best, i, winner)
+def _find(x: Array, axes: tuple[Axis, Axis]) -> tuple[Array, Array]:
+    """The maxima and the place in the window of each first one, both [N, H', W', C]."""
+    # Padded as a whole: few samples stay in the cache, comparisons are cheaper so.
+    pads = [(p, (out - 1) * s + k - p - x.shape[at], 0) for at, k, s, p, out in axes]
+    x = lax.pad(x, jnp.asarray(-np.inf, x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    inside = [(at, k, s, 0, out) for at, k, s, _, out in axes]
+    best, *rest = _taps(x, inside, -np.inf)
+    place = jnp.zeros(best.shape, np.min_scalar_type(len(rest) + 1))
+    for i, tap in enumerate(rest, 1):
+        place = jnp.where(tap > best, i, place)
         best = jnp.maximum(best, tap)
-    return best, winner
+    return best, place
 
 
-def _max_bwd(axis: int, k: int, s: int, winner: Array, g: Array) -> tuple[Array]:
-    zero = jnp.zeros((), g.dtype)
-    pads = [(0, 0, 0)] * g.ndim
+def _max_bwd(
+    axes: tuple[Axis, Axis], size: tuple[int, int], place: Array, g: Array
+) -> tuple[Array]:
+    """A pixel's gradient is the sum of those of the windows whose maximum it is.
+
+    Pixel m s + r of the padded input has place r + t s in window m - t: for each t at
+    once all m and r, as [N, m, r, m, r, C].
+    """
+    (_, kh, sh, ph, _), (_, kw, sw, pw, _) = axes
+    counts = [-(-(n + p) // s) for n, (_, _, s, p, _) in zip(size, axes, strict=True)]
     total = []
-    for i in range(k):
-        pads[axis] = (i, k - 1 - i, s - 1)
-        total.append(lax.pad(jnp.where(winner == i, g, zero), zero, pads))
-    return (reduce(jnp.add, total),)
+    for shift in np.ndindex(-(-kh // sh), -(-kw // sw)):
+        i, j = (np.arange(s) + t * s for t, s in zip(shift, (sh, sw), strict=True))
+        i, j = i[:, None, None, None], j[:, None]
+        here = np.where((i < kh) & (j < kw), i * kw + j, kh * kw)  # the last: nowhere
+        pads = [(0, 0, 0)] * 4
+        for axis, t, count in zip((1, 2), shift, counts, strict=True):
+            pads[axis] = (t, count - t - g.shape[axis], 0)
+        there, given = (
+            lax.pad(a, jnp.zeros((), a.dtype), pads)[:, :, None, :, None]
+            for a in (place, g)
+        )
+        total.append(jnp.where(there == jnp.asarray(here, there.dtype), given, 0))
+    dx = reduce(jnp.add, total)
+    dx = dx.reshape(len(g), counts[0] * sh, counts[1] * sw, -1)
+    return (dx[:, ph : ph + size[0], pw : pw + size[1]],)
 
 
 _max.defvjp(_max_fwd, _max_bwd)

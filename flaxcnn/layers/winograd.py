@@ -6,8 +6,9 @@ channels, the 16 products of all tiles are 16 matrix products. In float32 it is 
 to float64 as direct convolution is; with larger tiles it would not be.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,7 @@ def forward(x: Array, kernel: Array, padding: Sequence[Pair]) -> Array:
     """[N, H, W, C] by [3, 3, C, F], stride 1: [N, H', W', F]."""
     size = height, width = _size(x, padding)
     even = [n + n % 2 for n in size]
-    whole = jnp.einsum("ai,bj,ijcf->abcf", G, G, kernel, precision="highest")
-    factors = [list(row) for row in whole]
+    factors = [_mix(G, row) for row in _mix(G, kernel)]
 
     def part(x: Array) -> Array:
         products = [
@@ -50,18 +50,11 @@ def forward(x: Array, kernel: Array, padding: Sequence[Pair]) -> Array:
             for rows in zip(_tiles(x, padding, B_T), factors, strict=True)
         ]
         columns = [_mix(A_T, column) for column in zip(*products, strict=True)]
-        rows = zip(*lax.optimization_barrier(columns), strict=True)
+        rows = zip(*columns, strict=True)
         y = jnp.stack([jnp.stack(_mix(A_T, row), 3) for row in rows], 2)
         return y.reshape(len(x), *even, -1)
 
-    def add(i: Array, y: Array) -> Array:
-        one = part(lax.dynamic_index_in_dim(x, i, 1, False))
-        return lax.dynamic_update_slice_in_dim(y, one[:, None], i, 1)
-
-    x = _chunked(x, size)
-    shape = (*x.shape[:2], *even, kernel.shape[-1])
-    y = lax.fori_loop(0, x.shape[1], add, jnp.zeros(shape, x.dtype))
-    return y.reshape(-1, *shape[2:])[:, :height, :width]
+    return by_chunks(part, x, _least(size))[:, :height, :width]
 
 
 def kernel_gradient(g: Array, x: Array, padding: Sequence[Pair]) -> Array:
@@ -75,10 +68,11 @@ def kernel_gradient(g: Array, x: Array, padding: Sequence[Pair]) -> Array:
         return total + jnp.stack([jnp.stack(row) for row in sums])
 
     size = g.shape[1:3]
-    x, g = _chunked(x, size), _chunked(g, size)
+    x, g = _chunked(x, _least(size)), _chunked(g, _least(size))
     total = jnp.zeros((4, 4, x.shape[-1], g.shape[-1]), x.dtype)
     total = lax.fori_loop(0, x.shape[1], add, total)
-    return jnp.einsum("ai,bj,abcf->ijcf", G, G, total, precision="highest")
+    rows = [jnp.stack(_mix(G.T, row)) for row in _mix(G.T, total)]
+    return jnp.stack(rows)
 
 
 def chunks(n: int, least: int) -> int:
@@ -86,10 +80,34 @@ def chunks(n: int, least: int) -> int:
     return max(c for c in range(1, n + 1) if n % c == 0 and (c == 1 or n // c >= least))
 
 
-def _chunked(x: Array, size: Sequence[int]) -> Array:
+def by_chunks(f: Callable[[Array], Any], x: Array, least: int) -> Any:
+    """f(x) for an f of each sample alone, at least so many samples at a time.
+
+    Its result, and that of f, is an array or several.
+    """
+
+    def add(i: Array, ys: Any) -> Any:
+        parts = f(lax.dynamic_index_in_dim(x, i, 1, False))
+        put = partial(lax.dynamic_update_index_in_dim, index=i, axis=1)
+        return jax.tree.map(put, ys, parts)
+
+    x = _chunked(x, least)
+    ys = jax.tree.map(
+        lambda part: jnp.zeros((*x.shape[:2], *part.shape[1:]), part.dtype),
+        jax.eval_shape(f, x[:, 0]),
+    )
+    ys = lax.fori_loop(0, x.shape[1], add, ys)
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys)
+
+
+def _chunked(x: Array, least: int) -> Array:
     """[N, ...] as [N / chunks, chunks, ...]: each stays spread over a sharded batch."""
-    least = -(-PIXELS * jax.device_count() // (size[0] * size[1]))
     return x.reshape(-1, chunks(len(x), least), *x.shape[1:])
+
+
+def _least(size: Sequence[int]) -> int:
+    """Samples of a chunk, for an output of that size."""
+    return -(-PIXELS * jax.device_count() // (size[0] * size[1]))
 
 
 def _size(x: Array, padding: Sequence[Pair]) -> tuple[int, int]:
@@ -116,7 +134,7 @@ def _tiles(x: Array, padding: Sequence[Pair], matrix: np.ndarray) -> list[list[A
         parts = (lax.slice_in_dim(x, i, i + end, 2, axis) for i in range(count))
         return _mix(matrix, parts)
 
-    return [along(row, 2) for row in lax.optimization_barrier(along(x, 1))]
+    return [along(row, 2) for row in along(x, 1)]
 
 
 def _mix(matrix: np.ndarray, parts: Iterable[Array]) -> list[Array]:

@@ -12,6 +12,7 @@ from flaxcnn.layers import (
     global_avg_pool,
     max_pool,
     p_norm_pool,
+    pool,
 )
 
 # (size, window, strides, padding, ceil_mode)
@@ -24,6 +25,7 @@ CASES = [
     ((6, 6), 2, 3, 1, True),
     ((5, 5), 3, 1, 1, True),
     ((2, 2), 3, 2, 0, True),
+    ((1, 4), 5, 1, 2, False),
 ]
 
 
@@ -52,9 +54,14 @@ def compare(ours, theirs, x):
     np.testing.assert_allclose(dx, from_torch(tx.grad), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("elements", [1, pool.ELEMENTS])
 @pytest.mark.parametrize(("size", "window", "strides", "padding", "ceil"), CASES)
-def test_max_pool_against_torch(size, window, strides, padding, ceil):
+def test_max_pool_against_torch(
+    size, window, strides, padding, ceil, elements, monkeypatch
+):
+    """One sample at a time, and all at once."""
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(pool, "ELEMENTS", elements)
     # Few different values, all negative: ties in most windows, and zero would win.
     x = np.random.default_rng(0).integers(-4, -1, (2, *size, 3)).astype("f4")
     compare(
@@ -149,6 +156,26 @@ def test_bfloat16_stays_bfloat16():
     for y in (max_pool(x, 2), avg_pool(x, 2), p_norm_pool(x, 2, 2)):
         assert y.dtype == jnp.bfloat16
         assert y.shape == (1, 2, 2, 1)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("samples", [3, 4])
+def test_max_pool_of_other_types_and_batches(dtype, samples, monkeypatch):
+    """All is exact, whether two samples at a time divide the batch or not."""
+    monkeypatch.setattr(pool, "ELEMENTS", 2 * 8 * 8 * 3)
+    x = np.random.default_rng(0).integers(-4, 4, (samples, 8, 8, 3)).astype("f4")
+
+    @jax.jit
+    def value_and_gradient(x):
+        y, pull = jax.vjp(lambda x: max_pool(x, 3, 2, 1), x)
+        return y, pull(y)[0]
+
+    with jax.enable_x64(dtype == "float64"):
+        found = value_and_gradient(jnp.asarray(x, dtype))
+        assert {a.dtype for a in found} == {jnp.dtype(dtype)}
+    alone = jax.vmap(value_and_gradient)(x[:, None])
+    for ours, expected in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours, "f4"), expected[:, 0])
 
 
 def test_max_pool_gradient_is_deterministic_code():

@@ -60,7 +60,7 @@ def test_float32_is_as_close_to_float64_as_the_direct_one():
     run = jax.jit(results, static_argnums=0)
     assert (
         "4x4x64x64" in run.lower(ours, *arrays).as_text()
-    )  # the transformed kernel: it does take this way
+    )  # the transformed kernel's gradient: it does take this way
     single = [np.asarray(a) for f in (ours, theirs) for a in run(f, *arrays)]
     with jax.enable_x64(True):
         exact = run(theirs, *(jnp.asarray(a, "f8") for a in arrays))

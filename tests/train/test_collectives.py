@@ -38,6 +38,29 @@ for name in ("strided_cnn_a", "resnet20_cifar"):
         trainer.close()
 """
 
+# Max pooling and its gradient, a few samples of each device at a time.
+POOL = """
+import jax, jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from benchmarks.scaling import collectives
+from flaxcnn.layers import max_pool
+
+spread = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data"))
+x = jax.ShapeDtypeStruct((8, 32, 32, 96), jnp.float32, sharding=spread)
+step = jax.jit(jax.value_and_grad(lambda x: (max_pool(x, 3, 2) ** 2).sum()))
+program = step.lower(x).compile().as_text()
+print(" while(" in program, *map(tuple, collectives(program)))
+"""
+
+
+def run_on(devices, script, *arguments):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=env, cwd=ROOT,
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
 
 def test_one_device_talks_to_nobody(debug_config, tmp_path):
     config = debug_config("strided_cnn_a", data__image_size=12)
@@ -60,15 +83,15 @@ def test_bytes_of_collectives():
     assert collectives(program) == found
 
 
+def test_max_pooling_stays_on_its_device():
+    done = run_on(2, POOL)
+    assert done.stdout.split("\n")[0] == "True ('all-reduce', 4)", done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_gradients_cross_the_devices_once_a_step(tmp_path, devices):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], env=env, cwd=ROOT,
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    done = run_on(devices, SCRIPT, str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("[")]
     assert len(rows) == 4
