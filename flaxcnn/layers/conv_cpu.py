@@ -19,6 +19,7 @@ from flaxcnn.layers.winograd import Pair
 Pads = tuple[Pair, Pair]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+POINTWISE = (1, 1, 1, 1, (0, 0), (0, 0))  # window, strides, padding
 # Positions of the output that the kernel gradient takes at a time: fits the cache.
 POSITIONS = 8192
 
@@ -39,7 +40,7 @@ def forward(x: Array, kernel: Array, strides: Pair, padding: Sequence[Pair]) -> 
         if 0 <= first < last and out > 0:
             kernel = lax.slice_in_dim(kernel, first, last, axis=axis)
             pads[axis] = (low - first, high - (k - last))
-    if (*kernel.shape[:2], *strides, *pads) == (1, 1, 1, 1, (0, 0), (0, 0)):
+    if (*kernel.shape[:2], *strides, *pads) == POINTWISE:
         return jnp.tensordot(wide(x), wide(kernel)[0, 0], 1).astype(x.dtype)
     if winograd.pays(x, kernel.shape, strides, pads):
         return winograd.forward(wide(x), wide(kernel), pads).astype(x.dtype)
@@ -101,8 +102,12 @@ def kernel_gradient(
     """The gradient [kh, kw, C, F] of the kernel, from `g` [N, H', W', F] and input x.
 
     It is a convolution too: of the input, its channels as samples and its samples as
-    channels, with `g` as the kernel. A few samples at a time: turned in the cache.
+    channels, with `g` as the kernel. A few samples at a time: turned in the cache. Of a
+    1x1 kernel it is a matrix product.
     """
+    if (*window, *strides, *padding) == POINTWISE:
+        product = wide(x).reshape(-1, x.shape[-1]).T @ wide(g).reshape(-1, g.shape[-1])
+        return product[None, None].astype(x.dtype)
     if winograd.pays(x, (*window, x.shape[-1], g.shape[-1]), strides, padding):
         return winograd.kernel_gradient(wide(g), wide(x), padding).astype(x.dtype)
     n, height, width = g.shape[:3]
