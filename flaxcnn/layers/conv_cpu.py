@@ -9,6 +9,7 @@ inside `lax.scan` (jax#12868).
 from collections.abc import Sequence
 from functools import reduce
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -105,13 +106,14 @@ def kernel_gradient(
     channels, with `g` as the kernel. A few samples at a time: turned in the cache. Of a
     1x1 kernel it is a matrix product.
     """
-    if (*window, *strides, *padding) == POINTWISE:
-        product = wide(x).reshape(-1, x.shape[-1]).T @ wide(g).reshape(-1, g.shape[-1])
-        return product[None, None].astype(x.dtype)
-    if winograd.pays(x, (*window, x.shape[-1], g.shape[-1]), strides, padding):
-        return winograd.kernel_gradient(wide(g), wide(x), padding).astype(x.dtype)
     n, height, width = g.shape[:3]
     chunks = winograd.chunks(n, -(-POSITIONS // (height * width)))
+    if (*window, *strides, *padding) == POINTWISE:
+        parts = 1 if chunks % jax.device_count() else chunks  # a sharded batch stays so
+        rows = (wide(a).reshape(parts, -1, a.shape[-1]) for a in (x, g))
+        return jnp.einsum("npc,npf->ncf", *rows).sum(0)[None, None].astype(x.dtype)
+    if winograd.pays(x, (*window, x.shape[-1], g.shape[-1]), strides, padding):
+        return winograd.kernel_gradient(wide(g), wide(x), padding).astype(x.dtype)
     # A chunk is every chunks-th sample: so it stays spread over a sharded batch.
     x, g = (a.reshape(n // chunks, chunks, *a.shape[1:]) for a in (x, g))
 

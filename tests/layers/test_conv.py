@@ -68,12 +68,12 @@ def test_gradients_are_the_stock_ones(size, window, strides, padding):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-def test_kernel_gradient_in_chunks(strides):
+@pytest.mark.parametrize(("size", "strides"), [(3, (1, 1)), (3, (2, 2)), (1, (1, 1))])
+def test_kernel_gradient_in_chunks(size, strides):
     """A batch large enough to be split: 6 images of 96x96."""
     with jax.enable_x64(True):
-        x, kernel = normal(0, 6, 96, 96, 2), normal(1, 3, 3, 2, 3)
-        args = (strides, ((1, 1), (1, 1)))
+        x, kernel = normal(0, 6, 96, 96, 2), normal(1, size, size, 2, 3)
+        args = (strides, ((size // 2,) * 2,) * 2)
         ours, theirs = (results(f, x, kernel, *args) for f in (conv, stock))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
