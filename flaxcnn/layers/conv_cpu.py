@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from flaxcnn.layers import winograd
+from flaxcnn.layers.chunks import chunks
 from flaxcnn.layers.winograd import Pair
 
 Pads = tuple[Pair, Pair]
@@ -107,25 +108,25 @@ def kernel_gradient(
     1x1 kernel it is a matrix product.
     """
     n, height, width = g.shape[:3]
-    chunks = winograd.chunks(n, -(-POSITIONS // (height * width)))
+    parts = chunks(n, -(-POSITIONS // (height * width)))
     if (*window, *strides, *padding) == POINTWISE:
-        parts = 1 if chunks % jax.device_count() else chunks  # a sharded batch stays so
+        if parts % jax.device_count():
+            parts = 1  # a sharded batch stays so
         rows = (wide(a).reshape(parts, -1, a.shape[-1]) for a in (x, g))
         return jnp.einsum("npc,npf->ncf", *rows).sum(0)[None, None].astype(x.dtype)
     if winograd.pays(x, (*window, x.shape[-1], g.shape[-1]), strides, padding):
         return winograd.kernel_gradient(wide(g), wide(x), padding).astype(x.dtype)
-    # A chunk is every chunks-th sample: so it stays spread over a sharded batch.
-    x, g = (a.reshape(n // chunks, chunks, *a.shape[1:]) for a in (x, g))
+    x, g = (a.reshape(n // parts, parts, *a.shape[1:]) for a in (x, g))
 
     def part(i: Array | int) -> Array:
         xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 1, False)) for a in (x, g))
         return _turned(xs, gs.transpose(1, 2, 0, 3), strides, padding, window)
 
-    if chunks == 1:
+    if parts == 1:
         total = part(0)
     else:
         zeros = jnp.zeros((x.shape[-1], *window, g.shape[-1]), wide(x[:0]).dtype)
-        total = lax.fori_loop(0, chunks, lambda i, sum_: sum_ + part(i), zeros)
+        total = lax.fori_loop(0, parts, lambda i, sum_: sum_ + part(i), zeros)
     return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 

@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.layers.arithmetic import conv_output_size
-from flaxcnn.layers.winograd import by_chunks
+from flaxcnn.layers.chunks import by_chunks
 
 Size = int | tuple[int, int]
 Axis = tuple[int, int, int, int, int]  # axis, window, stride, padding, output size

@@ -6,14 +6,15 @@ channels, the 16 products of all tiles are 16 matrix products. In float32 it is 
 to float64 as direct convolution is; with larger tiles it would not be.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from flaxcnn.layers.chunks import by_chunks, chunked
 
 Pair = tuple[int, int]
 
@@ -68,41 +69,11 @@ def kernel_gradient(g: Array, x: Array, padding: Sequence[Pair]) -> Array:
         return total + jnp.stack([jnp.stack(row) for row in sums])
 
     size = g.shape[1:3]
-    x, g = _chunked(x, _least(size)), _chunked(g, _least(size))
+    x, g = chunked(x, _least(size)), chunked(g, _least(size))
     total = jnp.zeros((4, 4, x.shape[-1], g.shape[-1]), x.dtype)
     total = lax.fori_loop(0, x.shape[1], add, total)
     rows = [jnp.stack(_mix(G.T, row)) for row in _mix(G.T, total)]
     return jnp.stack(rows)
-
-
-def chunks(n: int, least: int) -> int:
-    """The number of equal parts of n samples that have at least so many each."""
-    return max(c for c in range(1, n + 1) if n % c == 0 and (c == 1 or n // c >= least))
-
-
-def by_chunks(f: Callable[[Array], Any], x: Array, least: int) -> Any:
-    """f(x) for an f of each sample alone, at least so many samples at a time.
-
-    Its result, and that of f, is an array or several.
-    """
-
-    def add(i: Array, ys: Any) -> Any:
-        parts = f(lax.dynamic_index_in_dim(x, i, 1, False))
-        put = partial(lax.dynamic_update_index_in_dim, index=i, axis=1)
-        return jax.tree.map(put, ys, parts)
-
-    x = _chunked(x, least)
-    ys = jax.tree.map(
-        lambda part: jnp.zeros((*x.shape[:2], *part.shape[1:]), part.dtype),
-        jax.eval_shape(f, x[:, 0]),
-    )
-    ys = lax.fori_loop(0, x.shape[1], add, ys)
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys)
-
-
-def _chunked(x: Array, least: int) -> Array:
-    """[N, ...] as [N / chunks, chunks, ...]: each stays spread over a sharded batch."""
-    return x.reshape(-1, chunks(len(x), least), *x.shape[1:])
 
 
 def _least(size: Sequence[int]) -> int:
