@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.goals import verdicts
 from flaxcnn.reproduce import EXPERIMENTS
-from flaxcnn.reproduce.table import markdown
+from flaxcnn.reproduce.table import markdown, write_csv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -124,13 +124,17 @@ def results_page() -> str:
         f"## Runs\n\n{table('runs', '../results')}",
     ]
     for name in experiments():
-        row = read(RESULTS / name / f"{name}.csv")[0]
-        folder = f"../results/{name}"
-        picture = f"\n![{name}]({folder}/{name}.png)\n"
+        rows, folder = read(RESULTS / name / f"{name}.csv"), f"../results/{name}"
+        commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
+        places = dict.fromkeys(
+            f"{row['date']}, {row['hardware']}; {row['versions']}." for row in rows
+        )
+        pictures = sorted((RESULTS / name).glob("*.png"))
         parts.append(
-            f"## {name}\n\n```\n{row['command']}\n```\n\n{table(name, '../results')}\n"
-            f"{row['date']}, {row['hardware']}; {row['versions']}. "
-            f"[CSV]({folder}/{name}.csv), [logs]({folder}/logs).\n{picture}"
+            f"## {name}\n\n```\n{commands}\n```\n\n"
+            f"{table(name, '../results')}\n{' '.join(places)} "
+            f"[CSV]({folder}/{name}.csv), [logs]({folder}/logs).\n\n"
+            + "".join(f"![{path.stem}]({folder}/{path.name})\n" for path in pictures)
         )
     return "\n".join([*parts, speedruns(), canziani()])
 
@@ -154,11 +158,19 @@ def stale() -> list[Path]:
 
 
 def add(name: str, workdir: Path) -> None:
-    """Copies the tables, the plot and the logs of a finished experiment."""
-    target = RESULTS / name
+    """Copies the tables, the plot and the logs of a finished experiment.
+
+    Rows that are there and that this one has not, as of a part of `--models`, stay.
+    """
+    target, order = RESULTS / name, [row.name for row in EXPERIMENTS[name].rows]
     (target / "logs").mkdir(parents=True, exist_ok=True)
-    for path in (*workdir.glob(f"{name}*.csv"), workdir / f"{name}.png"):
-        shutil.copy(path, target)
+    for path in workdir.glob(f"{name}*.csv"):
+        rows, place = read(path), target / path.name
+        found = {row["row"] for row in rows}
+        old = read(place) if place.exists() else []
+        rows += [row for row in old if row["row"] in {*order} - found]
+        write_csv(place, sorted(rows, key=lambda row: order.index(row["row"])))
+    shutil.copy(workdir / f"{name}.png", target / f"{workdir.name}.png")
     for log in sorted(workdir.glob("*/log.txt")):
         shutil.copy(log, target / "logs" / f"{log.parent.name}.txt")
 

@@ -30,6 +30,31 @@ def test_a_number_that_differs_is_found_and_corrected(tmp_path, monkeypatch):
         assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 
 
+def test_a_part_of_an_experiment_leaves_the_other_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
+
+    def take_over(workdir, results):
+        (tmp_path / workdir / "a-0").mkdir(parents=True)
+        rows = [{"row": name, "result": result} for name, result in results.items()]
+        page.write_csv(tmp_path / workdir / "nin.csv", rows)
+        (tmp_path / workdir / "nin.png").touch()
+        (tmp_path / workdir / "a-0" / "log.txt").touch()
+        page.add("nin", tmp_path / workdir)
+
+    take_over("first", {"nin_augmented": "1", "nin": "2"})
+    take_over("second", {"nin": "3"})
+    folder = tmp_path / "results" / "nin"
+    expected = [
+        {"row": "nin", "result": "3"},
+        {"row": "nin_augmented", "result": "1"},
+    ]
+    assert page.read(folder / "nin.csv") == expected
+    assert sorted(path.name for path in folder.glob("*.png")) == [
+        "first.png",
+        "second.png",
+    ]
+
+
 def last_accuracy(log):
     """Of the last test line of a log, in percent."""
     return float(re.findall(r"test .*accuracy +([\d.]+) %", log.read_text())[-1])
