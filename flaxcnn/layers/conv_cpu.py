@@ -175,17 +175,30 @@ def depthwise_kernel_gradient(
 ) -> Array:
     """The gradient [kh, kw, 1, C] of the kernel of `depthwise`, given `g` and x.
 
-    A sample at a time: the products stay in the cache.
+    The products are summed over samples first, one after another: they stay in the
+    cache, and one sum over positions is left, for which XLA has no fast code.
     """
+    places = []  # what each element of the kernel sees of x, and the windows it is in
+    for at in np.ndindex(*window[:2]):
+        seen, windows = [], []
+        for i, d, s, (low, _), n, out in zip(
+            at, dilation, strides, padding, x.shape[1:3], g.shape[1:3], strict=True
+        ):
+            first = max(0, -((i * d - low) // s))  # the windows before it see padding
+            start = first * s + i * d - low
+            count = len(range(start, n, s)[: max(0, out - first)])
+            seen.append(slice(start, start + count * s, s))
+            windows.append(slice(first, first + count))
+        places.append((tuple(seen), tuple(windows)))
 
-    def add(i: Array, total: Array) -> Array:
-        xs, gs = (wide(lax.dynamic_slice_in_dim(a, i, 1)) for a in (x, g))
-        taps = _taps(xs, window, strides, padding, dilation)
-        sums = [(tap * gs).sum((0, 1, 2)) for tap in taps.values()]
-        return total + jnp.stack(sums).reshape(total.shape)
+    def add(i: Array, totals: list[Array]) -> list[Array]:
+        xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 0, False)) for a in (x, g))
+        products = (xs[seen] * gs[windows] for seen, windows in places)
+        return [t + product for t, product in zip(totals, products, strict=True)]
 
-    zeros = jnp.zeros((*window[:2], 1, x.shape[-1]), wide(x[:0]).dtype)
-    return lax.fori_loop(0, len(x), add, zeros).astype(x.dtype)
+    zeros = [jnp.zeros_like(wide(x[0])[seen]) for seen, _ in places]
+    sums = [t.sum((0, 1)) for t in lax.fori_loop(0, len(x), add, zeros)]
+    return jnp.stack(sums).reshape(*window[:2], 1, -1).astype(x.dtype)
 
 
 def _taps(

@@ -80,7 +80,10 @@ def test_kernel_gradient_in_chunks(size, strides):
 
 
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 3)])
-@pytest.mark.parametrize(("size", "window", "strides", "padding"), CASES[:3])
+@pytest.mark.parametrize(
+    ("size", "window", "strides", "padding"),
+    [*CASES[:3], ((2, 2), (3, 3), (1, 1), ((3, 3), (3, 3)))],
+)
 def test_depthwise_is_the_stock_one(size, window, strides, padding, dilation):
     with jax.enable_x64(True):
         x, kernel = normal(0, 3, *size, 4), normal(1, *window, 1, 4)
