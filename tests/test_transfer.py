@@ -306,7 +306,7 @@ def test_the_head_on_cached_features_equals_the_whole_network(name):
     logits = np.asarray(cached.apply(variables, features, train=False))
     assert expected.shape == (2, 7)
     np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
-    others = np.asarray(cached.apply(variables, features + 1, train=False))
+    others = np.asarray(cached.apply(variables, 2 * features + 1, train=False))
     assert np.abs(others - expected).max() > 1e-2, "a constant"
 
 
@@ -412,8 +412,8 @@ def test_frozen_layers_cost_no_backward_pass_and_no_memory(n):
     assert flops["head"] < flops["last:3"] < flops["all"]
     assert flops["head"] <= 0.45 * flops["all"]
     assert memory["cached"] < memory["head"]
-    # The order in which XLA frees the forward pass differs by one map or two.
-    assert memory["head"] < 1.1 * memory["last:3"]
+    # The order in which XLA frees the forward pass differs by a map of 16 channels.
+    assert memory["head"] < memory["last:3"] + 4 * 4 * 32 * 32 * 16
     assert memory["last:3"] < 0.4 * memory["all"]  # 8 layers; of 20 layers 0.23
 
     variables = random_variables(model, shape)
