@@ -61,7 +61,7 @@ def speedruns() -> str:
         (row,) = read(path)
         how = row["recipe"] if row["status"] == "finished" else row["status"]
         ours = {**row, "accuracy": row["result"], "source": f"here: {how}"}
-    rows = [*read(RESULTS / "speedruns.csv"), {"recipe": "allcnn_c_fast", **ours}]
+    rows = [*read(RESULTS / "speedruns.csv"), {**ours, "recipe": "allcnn_c_fast"}]
     lines = [
         f"## Fast recipes\n\nTraining on CIFAR-10 as {AIRBENCH} publishes it, beside "
         "[ours](../configs/allcnn_c_fast.py): `flaxcnn reproduce fast --workdir "
