@@ -13,7 +13,7 @@ print for the test images (CIFAR-10, or MNIST for the last three):
 `resnet152_intended` has them all. Here all 50,000 images are trained on, where vgg16
 sets 1,000 aside, and torch's seeds give other numbers. Of the other two notebooks see
 configs/nin.py:lecture and configs/vgg16_transfer.py.
-Seen so far: the three for MNIST, in results/notebooks.
+Seen so far, in results/notebooks: the three for MNIST; the others shortened.
 """
 
 from ml_collections import ConfigDict
