@@ -412,8 +412,9 @@ def test_frozen_layers_cost_no_backward_pass_and_no_memory(n):
     assert flops["head"] < flops["last:3"] < flops["all"]
     assert flops["head"] <= 0.45 * flops["all"]
     assert memory["cached"] < memory["head"]
-    # The order in which XLA frees the forward pass differs by a map of 16 channels.
-    assert memory["head"] < memory["last:3"] + 4 * 4 * 32 * 32 * 16
+    # The order in which XLA frees the forward pass differs by half a map.
+    assert memory["head"] < 1.2 * memory["last:3"]
+    assert memory["head"] < 0.4 * memory["all"]
     assert memory["last:3"] < 0.4 * memory["all"]  # 8 layers; of 20 layers 0.23
 
     variables = random_variables(model, shape)

@@ -76,3 +76,17 @@ def receptive_field(layers: Sequence[Sequence[int]]) -> tuple[int, int]:
         size += (kernel - 1) * (dilation[0] if dilation else 1) * jump
         jump *= stride
     return size, jump
+
+
+def seen_pixels(
+    place: int, size: int, out: int, stride: int, padding: int
+) -> tuple[slice, slice]:
+    """What a place of the window sees along an axis: pixels, and the windows of those.
+
+    The windows before and after them see padding there. `place` is from the window's
+    start, `size` the number of pixels, `out` that of windows, `padding` that before.
+    """
+    first = max(0, -((place - padding) // stride))
+    start = first * stride + place - padding
+    count = len(range(start, size, stride)[: max(0, out - first)])
+    return slice(start, start + count * stride, stride), slice(first, first + count)

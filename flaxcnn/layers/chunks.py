@@ -1,6 +1,6 @@
 """A batch in parts that fit the cache, for CPU.
 
-A part is every so-manieth sample: so each stays spread over a sharded batch.
+A part has samples from all over the batch: so each stays spread over the devices.
 """
 
 from collections.abc import Callable

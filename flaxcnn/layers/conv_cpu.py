@@ -15,7 +15,8 @@ import numpy as np
 from jax import Array, lax
 
 from flaxcnn.layers import winograd
-from flaxcnn.layers.chunks import chunks
+from flaxcnn.layers.arithmetic import seen_pixels
+from flaxcnn.layers.chunks import chunked, chunks
 from flaxcnn.layers.winograd import Pair
 
 Pads = tuple[Pair, Pair]
@@ -108,7 +109,8 @@ def kernel_gradient(
     1x1 kernel it is a matrix product.
     """
     n, height, width = g.shape[:3]
-    parts = chunks(n, -(-POSITIONS // (height * width)))
+    least = -(-POSITIONS // (height * width))
+    parts = chunks(n, least)
     if (*window, *strides, *padding) == POINTWISE:
         if parts % jax.device_count():
             parts = 1  # a sharded batch stays so
@@ -116,7 +118,7 @@ def kernel_gradient(
         return jnp.einsum("npc,npf->ncf", *rows).sum(0)[None, None].astype(x.dtype)
     if winograd.pays(x, (*window, x.shape[-1], g.shape[-1]), strides, padding):
         return winograd.kernel_gradient(wide(g), wide(x), padding).astype(x.dtype)
-    x, g = (a.reshape(n // parts, parts, *a.shape[1:]) for a in (x, g))
+    x, g = chunked(x, least), chunked(g, least)
 
     def part(i: Array | int) -> Array:
         xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 1, False)) for a in (x, g))
@@ -178,18 +180,15 @@ def depthwise_kernel_gradient(
     The products are summed over samples first, one after another: they stay in the
     cache, and one sum over positions is left, for which XLA has no fast code.
     """
-    places = []  # what each element of the kernel sees of x, and the windows it is in
+    places = []  # what each element of the kernel sees of x, and the windows of that
     for at in np.ndindex(*window[:2]):
-        seen, windows = [], []
-        for i, d, s, (low, _), n, out in zip(
-            at, dilation, strides, padding, x.shape[1:3], g.shape[1:3], strict=True
-        ):
-            first = max(0, -((i * d - low) // s))  # the windows before it see padding
-            start = first * s + i * d - low
-            count = len(range(start, n, s)[: max(0, out - first)])
-            seen.append(slice(start, start + count * s, s))
-            windows.append(slice(first, first + count))
-        places.append((tuple(seen), tuple(windows)))
+        (rows, row_windows), (columns, column_windows) = (
+            seen_pixels(at[k] * dilation[k], size, out, strides[k], padding[k][0])
+            for k, (size, out) in enumerate(
+                zip(x.shape[1:3], g.shape[1:3], strict=True)
+            )
+        )
+        places.append(((rows, columns), (row_windows, column_windows)))
 
     def add(i: Array, totals: list[Array]) -> list[Array]:
         xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 0, False)) for a in (x, g))

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from flaxcnn.errors import FlaxcnnError
-from flaxcnn.layers.arithmetic import conv_output_size
+from flaxcnn.layers.arithmetic import conv_output_size, seen_pixels
 from flaxcnn.layers.chunks import by_chunks
 
 Size = int | tuple[int, int]
@@ -157,11 +157,8 @@ def _taps(x: Array, axes: Sequence[Axis], fill: float) -> list[Array]:
     for place in np.ndindex(*(k for _, k, _, _, _ in axes)):
         index, pads = [slice(None)] * x.ndim, [(0, 0, 0)] * x.ndim
         for i, (axis, _, s, p, out) in zip(place, axes, strict=True):
-            low = max(0, -(-(p - i) // s))  # windows that see the padding before x
-            inside = range(low * s + i - p, max(0, (out - 1) * s + i - p + 1), s)
-            index[axis] = slice(inside.start, inside.stop, s)
-            seen = len(range(x.shape[axis])[index[axis]])
-            pads[axis] = (low, out - low - seen, 0)
+            index[axis], windows = seen_pixels(i, x.shape[axis], out, s, p)
+            pads[axis] = (windows.start, out - windows.stop, 0)
         taps.append(lax.pad(x[tuple(index)], jnp.asarray(fill, x.dtype), pads))
     return taps
 
