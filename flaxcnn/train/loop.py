@@ -31,6 +31,9 @@ from flaxcnn.train.workdir import check_workdir, shown, write_config
 from flaxcnn.xla import release_memory, use_compilation_cache
 
 STEPS_PER_CALL = 64  # on accelerators, where a call costs as much as a small step
+# A call asks for its memory anew, and the system's pages are a tenth of a step. More
+# steps would give little more, and be later to stop.
+STEPS_PER_CALL_ON_CPU = 4
 CALLS_PER_VOTE = 16  # between two questions whether any process was told to stop
 SUMS = ("loss", "correct", "count")
 
@@ -113,12 +116,10 @@ class Trainer:
                 plan.network, variables, self.data, config.batch_size
             )
             self.report.append(line)
-        self.steps_per_call = config.steps_per_call or (
-            STEPS_PER_CALL
-            if jax.default_backend() != "cpu"
-            and isinstance(self.data.train, DevicePipeline)
-            else 1
-        )
+        on_cpu = jax.default_backend() == "cpu"
+        fused = STEPS_PER_CALL_ON_CPU if on_cpu else STEPS_PER_CALL
+        resident = isinstance(self.data.train, DevicePipeline)
+        self.steps_per_call = config.steps_per_call or (fused if resident else 1)
         self._make_programs(plan.network, aux_weights(config, model), tx)
         self.primary = jax.process_index() == 0
         if self.primary:
