@@ -1,9 +1,12 @@
 """The `flaxcnn` command."""
 
 import argparse
+import errno
+import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,10 +79,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     args.overrides = rest
     args.argv = sys.argv[1:] if argv is None else argv
+    # Pillow's, of images that are read all the same, or refused.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         args.run(args)
+        sys.stdout.flush()
     except FlaxcnnError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # What is left to print would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        closed = error.errno == errno.EPIPE  # nobody reads on, as after `| head`
+        sys.exit(1 if closed else f"error: {error.strerror}; make room, try again")
 
 
 def list_(pattern: str) -> None:
@@ -151,7 +164,8 @@ def predict(args: argparse.Namespace) -> None:
         (classes,) = classifier.predict(np.stack([image]), args.top)
         print(path)
         for name, probability in classes:
-            print(f"  {probability:7.2%}  {name}")
+            shown = name if name.isprintable() else repr(name)
+            print(f"  {probability:7.2%}  {shown}")
     if errors:
         raise FlaxcnnError("; ".join(errors))
 
@@ -256,7 +270,7 @@ def load_weights(args: argparse.Namespace) -> "Classifier":
     classes = None
     if args.classes:
         try:
-            classes = Path(args.classes).read_text(encoding="utf-8").splitlines()
+            classes = Path(args.classes).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise FlaxcnnError(f"--classes={args.classes}: {error}") from None
     classifier = load_classifier(

@@ -11,6 +11,9 @@ class FlaxcnnError(Exception):
     exception is a bug and keeps its traceback.
     """
 
+    def __str__(self) -> str:  # a path that it names may have a line break
+        return "\\n".join(super().__str__().splitlines())
+
 
 class DivergedError(FlaxcnnError):
     """Training whose loss or parameters are not finite.

@@ -85,13 +85,24 @@ class Classifier:
         Args:
           images: uint8 [N, H, W, C].
           top: how many classes.
+
+        Raises:
+          FlaxcnnError: they are not finite.
         """
         probabilities = np.asarray(jax.nn.softmax(self.logits(images)))
+        self._check_finite(probabilities)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         return [
             [(self.classes[k], float(row[k])) for k in chosen]
             for row, chosen in zip(probabilities, best, strict=True)
         ]
+
+    def _check_finite(self, results: np.ndarray) -> None:
+        if not np.isfinite(results).all():
+            raise FlaxcnnError(
+                f"{self.name}: outputs that are not finite; its weights, or those of "
+                "its preprocessing, are damaged: download or train them again"
+            )
 
     def save(self, path: Path) -> None:
         """Writes a model file that needs nothing else."""
@@ -114,7 +125,8 @@ class Classifier:
           [0, 1], and the number of samples.
 
         Raises:
-          FlaxcnnError: the source has other classes, or images of another shape.
+          FlaxcnnError: the source has other classes, or images of another shape, or
+            logits are not finite.
         """
         if source.num_classes != len(self.classes):
             raise FlaxcnnError(
@@ -133,8 +145,9 @@ class Classifier:
         if sorted(source.classes) == sorted(self.classes):
             numbers = np.array([self.classes.index(name) for name in source.classes])
         sums = np.zeros(4)
-        for images, labels, mask in _batches(source, batch_size):
+        for images, labels, mask in _batches(source, min(batch_size, len(source))):
             logits = np.asarray(self.logits(images), np.float64)[mask]
+            self._check_finite(logits)
             labels = numbers[labels[mask]]
             right = logits[np.arange(len(logits)), labels]
             losses = logsumexp(logits, axis=1) - right
@@ -187,7 +200,9 @@ def load_classifier(
     check_sizes(height, resize)
     if not net.num_classes:
         raise FlaxcnnError(f"{file.path} has no classes: its {name} gives features")
-    variables, _ = take(file, name, net, (height, width, channels), keep_head=True)
+    variables, new = take(file, name, net, (height, width, channels), keep_head=True)
+    if new:
+        raise FlaxcnnError(f"{file.path} has no classifier; train one, or load another")
     count = net.num_classes
     return Classifier(
         name=name,

@@ -1,5 +1,6 @@
 """The commands as a user types them, with and without mistakes."""
 
+import os
 import re
 import resource
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 
 from flaxcnn import cli, create_model
 from flaxcnn.data.sources import load_source
-from flaxcnn.inference import load_classifier
+from flaxcnn.inference import Classifier, load_classifier
 from flaxcnn.structure import variable_shapes
 from flaxcnn.weights.files import load_model, model_facts, save_model
 from flaxcnn.weights.torch import as_state_dict
@@ -377,6 +378,77 @@ def test_mistakes_with_weights(weights, photographs, tmp_path, arguments, messag
     words = [word.format(**names) for word in arguments.split()]
     assert message.format(**names) in failure(*words)
     assert not (tmp_path / "a.npz").exists()
+
+
+def test_nobody_reads_on_or_there_is_no_room(photographs, tmp_path):
+    """`| head -1` ends quietly, a full device in a line."""
+    shapes = variable_shapes(create_model("allconv_mnist"), (28, 28, 1))
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    facts = model_facts("allconv_mnist", {}, NAMES, (28, 28, 1), 28, "unit")
+    save_model(tmp_path / "a.safetensors", variables, facts, {})
+    program = "import sys; from flaxcnn.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "predict", photographs]
+    command += ["--weights", tmp_path / "a.safetensors"]
+    seen = "allconv_mnist: images of 28 pixels, cut from 28; preprocessing unit"
+
+    def lines(stdout):
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        return done.stderr.splitlines()
+
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed:
+        assert lines(closed) == [seen]
+    with open("/dev/full", "w") as full:
+        cause = "error: No space left on device; make room, try again"
+        assert lines(full) == [seen, cause]
+
+
+def test_weights_that_give_no_numbers(weights, photographs, tmp_path):
+    variables, facts, _ = load_model(weights)
+    variables = jax.tree.map(lambda x: x * np.float32(1e30), variables)
+    path = tmp_path / "large.safetensors"
+    save_model(path, variables, facts, {})
+    message = "outputs that are not finite"
+    assert message in failure("predict", photographs, "--weights", path)
+    assert message in failure("evaluate", "--data=digits", "--weights", path)
+
+
+def test_a_batch_is_no_larger_than_the_data(weights, monkeypatch):
+    sizes = []
+    logits = Classifier.logits
+
+    def counted(self, images):
+        sizes.append(len(images))
+        return logits(self, images)
+
+    monkeypatch.setattr(Classifier, "logits", counted)
+    run("evaluate", "--weights", weights, "--data=digits", "--limit=3",
+        "--batch_size=1000000")  # fmt: skip
+    assert sizes == [3]
+
+
+def test_names_are_shown_as_text(weights, photographs, tmp_path, capsys):
+    """No control characters to the terminal; a mark of byte order is no name."""
+    names = ["\x1b[31mred", "\ufeffzero", *NAMES[2:]]
+    facts = model_facts("tiny_bn", {}, names, (8, 8, 1), 8, "unit")
+    variables, _, _ = load_model(weights)
+    save_model(tmp_path / "b.safetensors", variables, facts, {})
+    image = photographs / "a.png"
+    run("predict", image, "--weights", tmp_path / "b.safetensors", "--top=10")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "'\\x1b[31mred'" in out
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8-sig")
+    run("predict", image, "--weights", weights, f"--classes={tmp_path / 'names.txt'}",
+        "--top=10")  # fmt: skip
+    ((_, classes),) = printed(capsys.readouterr().out)
+    assert sorted(name for name, _ in classes) == NAMES
+
+
+def test_a_path_of_two_lines_is_one_in_the_message(weights):
+    assert r"no file a\nb.npz" in failure("predict", "x", "--weights", "a\nb.npz")
 
 
 def test_colour_for_a_grey_network(weights, tmp_path):

@@ -8,13 +8,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flaxcnn.errors import FlaxcnnError
 
+# Pillow goes by the content, and hands some formats to other programs.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def image_files(directory: Path) -> list[Path]:
-    """The files of SUFFIXES anywhere below a directory, sorted; no hidden ones."""
+    """The files of SUFFIXES anywhere below a directory, sorted; no hidden ones.
+
+    Links that lead nowhere are among them, pipes are not: to open one is to wait.
+    """
     found = (p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES)
-    return sorted(p for p in found if not p.name.startswith(".") and not p.is_dir())
+    shown = (p for p in found if not p.name.startswith("."))
+    return sorted(p for p in shown if p.is_file() or not p.exists())
 
 
 def read_image(
@@ -37,6 +43,10 @@ def read_image(
         raise FlaxcnnError(f"{path}: a directory; name an image file") from error
     except UnidentifiedImageError as error:
         raise FlaxcnnError(f"{path}: not an image; replace or delete it") from error
+    except Image.DecompressionBombError as error:
+        raise FlaxcnnError(
+            f"{path}: too large ({error}); replace it, or make image_size smaller"
+        ) from error
     except Exception as error:  # a codec raises whatever it likes
         raise FlaxcnnError(
             f"{path}: cannot decode this image ({reason(error)}); replace or delete it"
@@ -76,7 +86,7 @@ def decode_image(
     which is faster and close.
 
     Args:
-      file: of any format that Pillow knows.
+      file: of one of FORMATS.
       channels: 3 or 1.
       image_size: side of the central crop; None: the whole image.
       resize: shorter side before the crop; None or 0: `image_size`.
@@ -86,7 +96,7 @@ def decode_image(
       ValueError: pixels that are floats or beyond 16 bits: their white is unknown.
       PIL.Image.DecompressionBombError: more pixels than PIL.Image.MAX_IMAGE_PIXELS.
     """
-    with Image.open(file) as opened:
+    with Image.open(file, formats=FORMATS) as opened:
         _check_area(*opened.size)
         if image_size:
             side = 2 * (resize or image_size)

@@ -212,11 +212,11 @@ def check_config(config: ConfigDict) -> None:
         _check_cached(config)
     for pair in config.optim.lr_factors:
         match pair:
-            case [str(), int() | float()]:
+            case [str(), int() | float() as factor] if 0 <= factor < math.inf:
                 continue
         raise FlaxcnnError(
             f"config.optim.lr_factors has {pair!r}; it holds pairs of a mask and a "
-            "factor, for example (('head', 1.0), ('all', 0.1))"
+            "factor of 0 or more, for example (('head', 1.0), ('all', 0.1))"
         )
     if config.optim.schedule == "plateau" and not 0 < config.optim.gamma < 1:
         raise FlaxcnnError(

@@ -5,8 +5,11 @@ named by their path in the variables ("params/conv1/kernel"), those of the prepr
 by "preprocess/...". The metadata hold one JSON document.
 """
 
+import io
 import json
+import lzma
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -142,8 +145,9 @@ def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
                 f"writing {path} needs torch; `pip install torch`, or write .npz"
             ) from None
         arrays = {key: np.array(x, order="C") for key, x in state_dict.items()}
-        with part.open("wb") as file:
-            torch.save({k: torch.from_numpy(x) for k, x in arrays.items()}, file)
+        buffer = io.BytesIO()  # a full disk is no OSError to torch
+        torch.save({k: torch.from_numpy(x) for k, x in arrays.items()}, buffer)
+        part.write_bytes(buffer.getbuffer())
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -155,7 +159,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise FlaxcnnError(
             f"no file {path}; training writes model.safetensors"
         ) from None
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error  # AttributeError: types like float8
 
 
@@ -179,6 +183,11 @@ def _check(flat: Mapping[str, np.ndarray], facts: Any) -> None:
     for key, kind in FACTS.items():
         if not isinstance(facts.get(key, kind()), kind):
             raise ValueError(f"{key!r} in its metadata is no {kind.__name__}")
+    if "name" in facts.get("fields", {}):
+        raise ValueError("its metadata have a field 'name', which no model has")
+    resize = facts.get("resize", 1)
+    if resize < 1 or isinstance(resize, bool):
+        raise ValueError("'resize' in its metadata is no number of pixels")
     shape = facts.get("image_shape", [1, 1, 1])
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError("'image_shape' in its metadata is not [H, W, C]")
@@ -200,8 +209,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (
-        zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, MemoryError,
-        RuntimeError,
+        zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, EOFError,
+        MemoryError, RuntimeError, tokenize.TokenError,
     ) as error:  # fmt: skip
         raise _damaged(path, error) from error
 

@@ -45,12 +45,14 @@ class WeightsFile:
       facts: what `save_model` was told, as far as it is known: "model", "fields",
         "classes", "image_shape", "resize", "preprocess".
       preprocess: the arrays of the fitted preprocessing.
+      partial: what it lacks is drawn afresh.
     """
 
     path: Path
     state_dict: Mapping[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     preprocess: dict[str, np.ndarray] = field(default_factory=dict)
+    partial: bool = False
 
 
 def open_weights(source: str | Path) -> WeightsFile:
@@ -68,9 +70,15 @@ def open_weights(source: str | Path) -> WeightsFile:
         published = weights_named(str(source))
         path = fetch_weights(published)
     state_dict, facts, preprocess = read_weights(path)
+    state_dict = todays_keys(state_dict)
     if published and not facts:
         facts = _facts(published)
-    return WeightsFile(path, todays_keys(state_dict), facts, preprocess)
+        if published.top1 is None:  # its classifier is there, but all NaN
+            state_dict = {
+                key: x for key, x in state_dict.items() if np.isfinite(x).all()
+            }
+            return WeightsFile(path, state_dict, facts, preprocess, partial=True)
+    return WeightsFile(path, state_dict, facts, preprocess)
 
 
 def load_pretrained(
@@ -87,7 +95,8 @@ def load_pretrained(
       path: a local file (.safetensors of ours or with torch's keys, .pth, .npz);
         without it published weights are downloaded, or found where torch put them.
       num_classes: if it is not the file's, the head is drawn afresh from seed 0; None:
-        the file's; 0: without the head.
+        the file's; 0: without the head. The whole classifier is drawn for
+        "vgg16:FEATURES", which has none.
       **fields: of the model, where they differ from the file's or the row's.
 
     Returns:
@@ -169,7 +178,8 @@ def take(
 ) -> tuple[dict[tuple[str, ...], np.ndarray], list[tuple[str, ...]]]:  # fmt: skip
     """The variables of a model that a file has, and the parameters that it has not.
 
-    Those are the head's, unless it is kept; all others must fit.
+    Those are the head's, unless it is kept, and what a partial file lacks; all others
+    must fit.
 
     Args:
       file: opened.
@@ -194,6 +204,8 @@ def take(
         for path in head:
             state_dict.pop(torch_key(path), None)
     new = [] if keep_head else [path for path in head if path in template]
+    if file.partial:
+        new = [path for path in template if torch_key(path) not in state_dict]
     rest = {path: leaf for path, leaf in template.items() if path not in new}
     return convert(name, rest, state_dict, file.path), new
 

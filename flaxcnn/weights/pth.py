@@ -36,7 +36,8 @@ MALFORMED = (
 def read_pth(path: Path) -> Any:
     """What torch.save wrote, tensors as numpy arrays: views, some of them read-only.
 
-    An OrderedDict comes as dict, a torch.Size as tuple, a Parameter as array.
+    An OrderedDict comes as dict, a torch.Size as tuple, a Parameter as array; sets,
+    counters, bytes, devices and types as what they are made of.
 
     Raises:
       FlaxcnnError: no such file, not one of torch.save, damaged, or one that holds more
@@ -266,7 +267,33 @@ def _global(name: str) -> Any:
     return GLOBALS[name]
 
 
+# What checkpoints hold beside the weights is not wanted, and only passes through.
 GLOBALS: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "__builtin__.set",
+            "__builtin__.bytearray",
+            "_codecs.encode",
+            "collections.Counter",
+            "torch.device",
+        ),
+        lambda *content: content,
+    ),
+    **{
+        f"torch.{name}": name
+        for name in (
+            "bfloat16",
+            "bool",
+            "float16",
+            "float32",
+            "float64",
+            "int16",
+            "int32",
+            "int64",
+            "int8",
+            "uint8",
+        )
+    },
     "collections.OrderedDict": _ordered_dict,
     "torch.Size": lambda size: size,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,

@@ -114,7 +114,7 @@ def torch_key(path: Path) -> str:
 
 def torch_shape(path: Path, leaf: Any) -> tuple[int, ...]:
     """torch's shape of a variable of leaf's shape."""
-    return _to_torch(np.empty(leaf.shape, bool), path[-1]).shape
+    return _to_torch(np.broadcast_to(False, leaf.shape), path[-1]).shape
 
 
 def todays_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,10 +126,13 @@ def todays_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
-    return {
-        OLD_DENSENET.sub(r"\1\2.", str(key).removeprefix("module.")): array
-        for key, array in state_dict.items()
-    }
+    arrays: dict[str, Any] = {}
+    for old, array in state_dict.items():
+        key = OLD_DENSENET.sub(r"\1\2.", str(old).removeprefix("module."))
+        if key in arrays:
+            raise FlaxcnnError(f"the state_dict has {key} twice, once as {old!r}")
+        arrays[key] = array
+    return arrays
 
 
 def _template(name: str, fields: dict[str, Any]) -> dict[Path, Any]:
@@ -140,8 +143,12 @@ def _template(name: str, fields: dict[str, Any]) -> dict[Path, Any]:
 def _float32(array: Any) -> np.ndarray:
     """A copy, of a numpy array or a torch tensor of any type on any device."""
     if hasattr(array, "detach"):
-        array = array.detach().float().cpu()
-    return np.asarray(array).astype(np.float32)
+        array = array.detach().cpu()
+        array = array if array.is_complex() else array.float()
+    array = np.asarray(array)
+    if np.iscomplexobj(array):
+        raise TypeError("a complex array")
+    return array.astype(np.float32)
 
 
 def _to_flax(array: np.ndarray, leaf: str, shape: tuple[int, ...]) -> np.ndarray:

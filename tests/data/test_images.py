@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,19 @@ def test_what_is_no_image(content: bytes, tmp_path: Path) -> None:
     assert "not an image; replace or delete it" in _message(tmp_path / "a.jpg")
 
 
+def test_no_program_is_run_for_a_photograph(tmp_path: Path, monkeypatch: Any) -> None:
+    """Pillow gives PostScript to Ghostscript, whatever the file is called."""
+
+    def run(*arguments: Any, **options: Any) -> None:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(subprocess, "Popen", run)
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 8\n%%EndComments\n%%EOF\n"
+    assert Image.open(io.BytesIO(content)).format == "EPS"
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert "not an image; replace or delete it" in _message(tmp_path / "a.jpg")
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").mkdir()
     os.symlink(tmp_path / "gone", tmp_path / "b.jpg")
@@ -393,8 +407,10 @@ def test_a_gigantic_header_is_refused_before_decoding(
 ) -> None:
     """The second is one that Pillow itself only warns about."""
     (tmp_path / "a.png").write_bytes(_png(*sides))
-    assert "DecompressionBomb" in _message(tmp_path / "a.png")
-    assert "DecompressionBomb" in _message(tmp_path / "a.png", 224, 256)
+    assert "too large (" in _message(tmp_path / "a.png")
+    assert "too large (" in _message(tmp_path / "a.png", 224, 256)
+    Image.new("RGB", (9, 8)).save(tmp_path / "b.png")
+    assert "or make image_size smaller" in _message(tmp_path / "b.png", 100_000)
 
 
 def test_a_strip_is_not_blown_up(tmp_path: Path) -> None:
@@ -413,6 +429,7 @@ def test_image_files_are_sorted_files_and_not_hidden(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     os.symlink(tmp_path / "gone", tmp_path / "g.bmp")  # to be missed when it is read
+    os.mkfifo(tmp_path / "h.png")  # would be waited for
     names = [str(file.relative_to(tmp_path)) for file in image_files(tmp_path)]
     assert names == ["a.jpg", "b.PNG", "deep/c.jpeg", "e.jpg/f.tif", "g.bmp"]
     assert image_files(tmp_path / "nowhere") == []

@@ -423,6 +423,7 @@ CACHED = {"transfer__train": "head", "transfer__cache_features": True}
         ),
         ({"optim__lr_factors": "('head', 1.0)"}, "config.optim.lr_factors has 'head'"),
         ({"optim__lr_factors": "(('head', 'all'),)"}, "has ('head', 'all'); it holds"),
+        ({"optim__lr_factors": "(('head', -1.0),)"}, "has ('head', -1.0); it holds"),
         (
             {"transfer__train": "head", "optim__lr_factors": "(('block1.*', 0.1),)"},
             "config.optim.lr_factors: 'block1.*' matches no parameter; there are fc/",

@@ -97,7 +97,9 @@ def write_safetensors(path, metadata, **arrays):
         ({"image_shape": [8, 8]}, "'image_shape'"),
         ({"image_shape": [8, -8, 3]}, "'image_shape'"),
         ({"image_shape": ["8", 8, 3]}, "'image_shape'"),
-        ({"resize": "9"}, "'resize'"), ({"preprocess": None}, "'preprocess'"),
+        ({"resize": "9"}, "'resize'"), ({"resize": 0}, "'resize'"),
+        ({"resize": True}, "'resize'"), ({"preprocess": None}, "'preprocess'"),
+        ({"fields": {"name": "nin"}}, "'name'"),
     ],
     ids=lambda value: str(value)[:30].replace("\0", "NUL"),
 )  # fmt: skip
@@ -275,3 +277,25 @@ def test_state_dicts_of_numpy_come_back(tmp_path, arrays):
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
     with pytest.raises(FlaxcnnError, match=r"write \.safetensors, \.npz or \.pth"):
         write_state_dict(tmp_path / "a.h5", arrays)
+
+
+def test_headers_that_break_their_readers(tmp_path):
+    """Each raises something else in numpy, lzma or safetensors."""
+    shape = json.dumps([1] * 100 + [4])
+    header = f'{{"x": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 16]}}}}'
+    deep = tmp_path / "deep.safetensors"
+    deep.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(16))
+    assert "dimension" in refusal(deep)
+
+    braces = tmp_path / "braces.npz"
+    with zipfile.ZipFile(braces, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x40\x00" + b"{" * 63 + b"\n")
+    refusal(braces)
+
+    packed = tmp_path / "packed.npz"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x.npy", np.random.default_rng(0).bytes(1000))
+    content = bytearray(packed.read_bytes())
+    content[60:500] = bytes(440)
+    packed.write_bytes(content)
+    refusal(packed)

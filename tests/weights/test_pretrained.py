@@ -516,6 +516,38 @@ def test_what_the_catalogue_knows(published, tmp_path):
     assert message == f"{copied} has weights of tiny_bn, not of nin; load tiny_bn"
 
 
+def test_published_features_get_a_fresh_classifier(published, monkeypatch):
+    """As vgg16:FEATURES, where torchvision's classifier is all NaN."""
+    rows, directory = published
+    state = random_state(0)
+    head = {key: x * np.nan for key, x in state.items() if key.startswith("fc")}
+    assert head
+    path = write_npz(directory / "part", {**state, **head})
+    file = f"tiny-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.npz"
+    path.rename(directory / file)
+    row = dataclasses.replace(rows["V1"], version="FEATURES", file=file, top1=None)
+    monkeypatch.setattr(catalog, "CATALOG", (*rows.values(), row))
+    for count in (None, 3):
+        model, variables = load_pretrained("tiny_bn:FEATURES", num_classes=count)
+        params, expected = variables["params"], from_torch("tiny_bn", state)["params"]
+        assert set(params) - {"fc"} == set(expected) - {"fc"}
+        for name in set(params) - {"fc"}:
+            jax.tree.map(np.testing.assert_array_equal, params[name], expected[name])
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(params["fc"]))
+        assert params["fc"]["bias"].shape == (count or model.num_classes,)
+    assert "has no classifier; train one" in refusal(
+        load_classifier, "tiny_bn:FEATURES"
+    )
+
+
+def test_more_classes_than_there_is_memory_for(tmp_path, state):
+    """A message, not an array of that size."""
+    facts = model_facts("tiny_bn", {"num_classes": 10**12}, (), (8, 8, 3), 8, "unit")
+    path = tmp_path / "a.safetensors"
+    save_model(path, from_torch("tiny_bn", state), facts, {})
+    assert "1000000000000" in refusal(load_pretrained, "tiny_bn", path)
+
+
 def test_a_native_file_knows_better_than_the_catalogue(
     published, tmp_path, monkeypatch, state
 ):

@@ -146,6 +146,22 @@ def test_torch_writes_and_we_read(path, zipped, protocol):
     assert all(np.shares_memory(base, view) for view in views)
 
 
+def test_what_checkpoints_hold_beside_the_weights_passes(path):
+    """As much of it as torch itself reads with weights_only."""
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
+    beside = {
+        "schedule": schedule.state_dict(),  # a Counter
+        "device": torch.device("cpu"), "dtype": torch.float16, "set": {1, 2},
+        "bytes": b"ab", "bytearray": bytearray(b"ab"),
+    }  # fmt: skip
+    torch.save({"state_dict": net.state_dict(), **beside}, path)
+    assert torch.load(path, weights_only=True)["set"] == {1, 2}
+    assert_same(read_pth(path)["state_dict"], dict(net.state_dict()))
+
+
 @pytest.mark.parametrize("name", ["resnet20-12fca82f.th", "squeezenet1_1_caffe.pth"])
 def test_published_files(name):
     torch = pytest.importorskip("torch")

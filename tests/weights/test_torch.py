@@ -106,6 +106,20 @@ def test_wrappings_of_checkpoints(state):
         jax.tree.map(np.testing.assert_array_equal, plain, again)
 
 
+def test_a_key_that_comes_twice(state):
+    state = {**state, "module.fc.bias": state["fc.bias"] + 1}
+    with pytest.raises(
+        FlaxcnnError, match=r"fc\.bias twice, once as 'module\.fc\.bias'"
+    ):
+        from_torch("resblocks_resized", state)
+
+
+def test_complex_numbers_are_no_weights(state):
+    state["fc.bias"] = state["fc.bias"] + 1j
+    with pytest.raises(FlaxcnnError, match=r"fc\.bias is no array of numbers"):
+        from_torch("resblocks_resized", state)
+
+
 def test_old_keys_of_densenet():
     """As the published files have them: denselayer1.norm.1, not denselayer1.norm1."""
     variables = random_variables("densenet121")
