@@ -23,7 +23,7 @@ Pads = tuple[Pair, Pair]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 POINTWISE = (1, 1, 1, 1, (0, 0), (0, 0))  # window, strides, padding
-# Positions of the output that the kernel gradient takes at a time: fits the cache.
+# Positions of the input that the kernel gradient takes at a time: fits the cache.
 POSITIONS = 8192
 
 
@@ -108,7 +108,7 @@ def kernel_gradient(
     channels, with `g` as the kernel. A few samples at a time: turned in the cache. Of a
     1x1 kernel it is a matrix product.
     """
-    n, height, width = g.shape[:3]
+    n, height, width = x.shape[:3]
     least = -(-POSITIONS // (height * width))
     parts = chunks(n, least)
     if (*window, *strides, *padding) == POINTWISE:
