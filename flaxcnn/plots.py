@@ -46,7 +46,7 @@ def plot_experiment(
     Args:
       experiment: of `flaxcnn.reproduce`.
       rows: of its table; those without a result are left out.
-      curves: test rows of metrics.jsonl by the row's name.
+      curves: rows of metrics.jsonl of one split by the row's name.
       path: of the picture.
     """
     from matplotlib import colormaps
@@ -61,13 +61,15 @@ def plot_experiment(
         names, [100 * row["result"] for row in rows],
         xerr=[100 * row["std"] for row in rows], color=palette, alpha=0.7,
     )  # fmt: skip
-    bars.bar_label(found, fmt="%.1f", label_type="center")
+    bars.bar_label(found, fmt="%.1f", padding=6)
     published = [(100 * r["published"], r["row"]) for r in rows if r["published"] != ""]
     if published:
         bars.plot(*zip(*published, strict=True), "kD", label=experiment.published)
-        bars.legend()
+        bars.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
     bars.invert_yaxis()
+    bars.margins(x=0.15)
     bars.set(xlabel=f"test {experiment.measure} in %", xlim=(0, None))
+    (split,) = {row["split"] for curve in curves.values() for row in curve}
     for name, colour in zip(names, palette, strict=True):
         epochs = [row["epoch"] for row in curves[name]]
         values = [row["accuracy"] for row in curves[name]]
@@ -75,7 +77,7 @@ def plot_experiment(
             values = [1 - x for x in values]
         style = "o-" if len(epochs) < 20 else "-"
         lines.plot(epochs, [100 * x for x in values], style, color=colour, label=name)
-    lines.set(xlabel="epoch", ylabel=f"test {experiment.measure} in %, first seed")
+    lines.set(xlabel="epoch", ylabel=f"{split} {experiment.measure} in %, first seed")
     lines.grid(alpha=0.3)
     lines.legend(fontsize="small")
     figure.savefig(path, dpi=120)

@@ -34,7 +34,7 @@ def report(
     Of several learning rates a row has the one of the best mean result on the test
     images, as papers do that search for it; <name>-runs.csv has every run.
     """
-    rows, curves = [], {}
+    rows, shown = [], {}
     for row in dict.fromkeys(run.row.name for run in runs):
         of_row = [run for run in runs if run.row.name == row]
         rates = dict.fromkeys(run.config.optim.lr for run in of_row)
@@ -44,13 +44,17 @@ def report(
         rows.append({**found[best], "command": command})
         finished = [run for run in groups[best] if _accuracy(run) is not None]
         if finished:
-            curves[row] = metrics(finished[0].path, "test")
+            shown[row] = finished[0].path
     workdir.mkdir(parents=True, exist_ok=True)
     write_csv(workdir / f"{name}.csv", rows)
     write_csv(workdir / f"{name}-runs.csv", [_of_run(run) for run in runs])
     text = markdown(experiment, rows)
     (workdir / f"{name}.md").write_text(text)
-    if curves:
+    if shown:
+        # Short runs are often tested only at their end, which is no curve.
+        tests = min(len(metrics(path, "test")) for path in shown.values())
+        split = "test" if tests > 1 else "train"
+        curves = {name: metrics(path, split) for name, path in shown.items()}
         plot_experiment(experiment, rows, curves, workdir / f"{name}.png")
     return text
 
