@@ -70,15 +70,12 @@ def open_weights(source: str | Path) -> WeightsFile:
         published = weights_named(str(source))
         path = fetch_weights(published)
     state_dict, facts, preprocess = read_weights(path)
-    state_dict = todays_keys(state_dict)
+    state_dict, partial = todays_keys(state_dict), False
     if published and not facts:
-        facts = _facts(published)
-        if published.top1 is None:  # its classifier is there, but all NaN
-            state_dict = {
-                key: x for key, x in state_dict.items() if np.isfinite(x).all()
-            }
-            return WeightsFile(path, state_dict, facts, preprocess, partial=True)
-    return WeightsFile(path, state_dict, facts, preprocess)
+        facts, partial = _facts(published), published.top1 is None
+    if partial:  # its classifier is there, but all NaN
+        state_dict = {k: x for k, x in state_dict.items() if np.isfinite(x).all()}
+    return WeightsFile(path, state_dict, facts, preprocess, partial)
 
 
 def load_pretrained(

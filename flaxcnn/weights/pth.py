@@ -267,33 +267,18 @@ def _global(name: str) -> Any:
     return GLOBALS[name]
 
 
+DTYPES = (
+    "bfloat16", "bool", "float16", "float32", "float64", "int16", "int32", "int64",
+    "int8", "uint8",
+)  # fmt: skip
 # What checkpoints hold beside the weights is not wanted, and only passes through.
 GLOBALS: dict[str, Any] = {
-    **dict.fromkeys(
-        (
-            "__builtin__.set",
-            "__builtin__.bytearray",
-            "_codecs.encode",
-            "collections.Counter",
-            "torch.device",
-        ),
-        lambda *content: content,
-    ),
-    **{
-        f"torch.{name}": name
-        for name in (
-            "bfloat16",
-            "bool",
-            "float16",
-            "float32",
-            "float64",
-            "int16",
-            "int32",
-            "int64",
-            "int8",
-            "uint8",
-        )
-    },
+    "__builtin__.bytearray": lambda *content: content,
+    "__builtin__.set": lambda *content: content,
+    "_codecs.encode": lambda *content: content,  # bytes
+    "collections.Counter": lambda *content: content,
+    "torch.device": lambda *content: content,
+    **{f"torch.{name}": name for name in DTYPES},
     "collections.OrderedDict": _ordered_dict,
     "torch.Size": lambda size: size,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
