@@ -120,7 +120,7 @@ def test_two_runs_are_identical_and_another_seed_is_not(debug_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"data__pipeline": "host"}, {"steps_per_call": 4}]
+    "overrides", [{"data__pipeline": "host"}, {"steps_per_call": 1}]
 )
 def test_the_pipeline_does_not_change_the_result(debug_config, tmp_path, overrides):
     options = {"data__flip": True, "model__dropout": 0.1}

@@ -252,7 +252,7 @@ HEADS = {"transfer__train": "head", "optim__lr": 0.1, "steps": 20}
         {"model__dropout": 0.3, "ema": 0.9},
         pytest.param({"data__pipeline": "host"}, marks=LONG),
         pytest.param({"precision": "bf16"}, marks=LONG),
-        pytest.param({"grad_accum": 2, "steps_per_call": 4}, marks=LONG),
+        pytest.param({"grad_accum": 2, "steps_per_call": 3}, marks=LONG),
     ],
     ids=["dropout", "host", "bf16", "accumulated"],
 )
