@@ -31,7 +31,7 @@ from benchmarks.suites import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from flaxcnn import create_model, default_config
 from flaxcnn.registry import model_fields
 from flaxcnn.train.config import Durations
-from flaxcnn.train.loop import STEPS_PER_CALL, STEPS_PER_CALL_ON_CPU
+from flaxcnn.train.loop import default_steps_per_call
 from flaxcnn.train.mesh import make_devices
 from flaxcnn.train.optim import make_optimizer
 from flaxcnn.train.state import TrainState, init_state, init_variables
@@ -96,8 +96,7 @@ def train(setup: Setup) -> Contender:
     steps: int = 1
     feeds: tuple[Any, ...] = ()
     if setup.contender == "flaxcnn_scan" and not setup.exact:
-        on_cpu = jax.default_backend() == "cpu"
-        steps = STEPS_PER_CALL_ON_CPU if on_cpu else STEPS_PER_CALL
+        steps = default_steps_per_call()
         feeds = (jnp.zeros(steps), steps)
         train_step = repeat(train_step, lambda resident, feed: resident)
     with precision(setup.exact):

@@ -30,12 +30,18 @@ from flaxcnn.train.transfer import cache_features, load_start, make_plan
 from flaxcnn.train.workdir import check_workdir, shown, write_config
 from flaxcnn.xla import release_memory, use_compilation_cache
 
-STEPS_PER_CALL = 64  # on accelerators, where a call costs as much as a small step
-# A call asks for its memory anew, and the system's pages are a tenth of a step. More
-# steps would give little more, and be later to stop.
-STEPS_PER_CALL_ON_CPU = 4
 CALLS_PER_VOTE = 16  # between two questions whether any process was told to stop
 SUMS = ("loss", "correct", "count")
+
+
+def default_steps_per_call() -> int:
+    """How many steps a call takes where the data lie on the device.
+
+    On accelerators a call costs as much as a small step. On CPU it asks for its memory
+    anew, and the system's pages are a tenth of a step: more steps would give little
+    more, and be later to stop.
+    """
+    return 4 if jax.default_backend() == "cpu" else 64
 
 
 def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -116,10 +122,10 @@ class Trainer:
                 plan.network, variables, self.data, config.batch_size
             )
             self.report.append(line)
-        on_cpu = jax.default_backend() == "cpu"
-        fused = STEPS_PER_CALL_ON_CPU if on_cpu else STEPS_PER_CALL
         resident = isinstance(self.data.train, DevicePipeline)
-        self.steps_per_call = config.steps_per_call or (fused if resident else 1)
+        self.steps_per_call = config.steps_per_call or (
+            default_steps_per_call() if resident else 1
+        )
         self._make_programs(plan.network, aux_weights(config, model), tx)
         self.primary = jax.process_index() == 0
         if self.primary:

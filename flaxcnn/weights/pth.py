@@ -267,17 +267,21 @@ def _global(name: str) -> Any:
     return GLOBALS[name]
 
 
+def _content(*content: Any) -> tuple[Any, ...]:
+    """Of what checkpoints hold beside the weights: nobody wants the object itself."""
+    return content
+
+
 DTYPES = (
     "bfloat16", "bool", "float16", "float32", "float64", "int16", "int32", "int64",
     "int8", "uint8",
 )  # fmt: skip
-# What checkpoints hold beside the weights is not wanted, and only passes through.
 GLOBALS: dict[str, Any] = {
-    "__builtin__.bytearray": lambda *content: content,
-    "__builtin__.set": lambda *content: content,
-    "_codecs.encode": lambda *content: content,  # bytes
-    "collections.Counter": lambda *content: content,
-    "torch.device": lambda *content: content,
+    "__builtin__.bytearray": _content,
+    "__builtin__.set": _content,
+    "_codecs.encode": _content,  # bytes
+    "collections.Counter": _content,
+    "torch.device": _content,
     **{f"torch.{name}": name for name in DTYPES},
     "collections.OrderedDict": _ordered_dict,
     "torch.Size": lambda size: size,
