@@ -5,8 +5,8 @@
     flaxcnn reproduce residual --workdir runs/residual        with residual connections
 
 Inception v3 and what follows it need 75 pixels at least, so that every network here
-gets images of that size; GoogLeNet and BN-Inception alone would do with 32. The
-auxiliary head of v3 needs 299 pixels and is left out, with the ladder's last rung.
+gets images of that size; GoogLeNet and BN-Inception alone would do with 32. In the
+ladder v3 has its auxiliary head, which sees maps of 3x3 pixels here, not of 17x17.
 --config.data.image_size=139 gives the factorized convolutions more to see.
 
 SGD, whose rate falls by 3 % an epoch (as the paper's 6 % in two), clipped gradients.

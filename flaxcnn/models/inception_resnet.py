@@ -157,7 +157,7 @@ class InceptionResNet(nn.Module):
         as the last block in the paper's.
       wiring: "released" or "paper" (Inception-ResNet-v2), or "v1".
       scales: of the residuals, per stage.
-      aux_logits: add the auxiliary head; it needs images of 299 pixels or more.
+      aux_logits: add the auxiliary head of Inception v3.
       dropout: rate of dropout before the classifier.
       dtype: of the computation; parameters and logits stay float32.
     """

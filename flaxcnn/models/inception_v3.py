@@ -31,7 +31,8 @@ from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
 from flaxcnn.registry import Info, register
 
-Kernel = int | tuple[int, int]
+Pair = tuple[int, int]
+Kernel = int | Pair
 # Of each branch its convolutions: (channels, kernel), or two kernels side by side.
 Branches = Mapping[str, Sequence[tuple[Any, ...]]]
 
@@ -162,6 +163,9 @@ class Inception(nn.Module):
 class InceptionAux(nn.Module):
     """The auxiliary head (figure 8): [N, 17, 17, C] to logits [N, num_classes].
 
+    On smaller maps, of images under 299 pixels, its windows of 5x5 are as large as what
+    they see. So the size of the images decides the shape of its kernel.
+
     Attributes:
       num_classes: number of classes.
       bn_aux: BatchNorm in its fully connected layer, which is the 5x5 convolution.
@@ -174,29 +178,40 @@ class InceptionAux(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        def window(x: jax.Array) -> Pair:
+            return min(5, x.shape[1]), min(5, x.shape[2])
+
         conv = functools.partial(BasicConv2d, same=False, dtype=self.dtype)
-        x = avg_pool(x, 5, 3)  # [N, 5, 5, 768]
+        x = avg_pool(x, window(x), 3)  # [N, 5, 5, 768]
         x = conv(128, 1, name="conv0")(x, train=train)
-        x = conv(768, 5, norm=self.bn_aux, stddev=0.01, name="conv1")(x, train=train)
+        self.check_kernel(window(x))
+        x = conv(768, window(x), norm=self.bn_aux, stddev=0.01, name="conv1")(
+            x, train=train
+        )
         x = global_avg_pool(x)
         return classify(x, self.num_classes, "fc", train=train,
                         kernel_init=nn.initializers.normal(0.001),
                         bias_init=torch_uniform(x.shape[-1]))  # fmt: skip
 
+    def check_kernel(self, window: Pair) -> None:
+        layer = self.variables.get("params", {}).get("conv1")
+        size = layer["conv"]["kernel"].shape[:2] if layer else window
+        if size != window:
+            raise FlaxcnnError(
+                "the auxiliary head has a kernel of {}x{}, and {}x{} pixels for it; "
+                "use images of the size it was made for (299x299 in published "
+                "weights), or aux_logits=False".format(*size, *window)
+            )
+
 
 def check_input(name: str, x: jax.Array, num_classes: int, aux: bool) -> None:
-    """`check_images`; a network that runs its auxiliary head needs more.
-
-    That head's unpadded 5x5 convolution covers the whole map of 299x299 pixels.
-    """
+    """`check_images`; an auxiliary head needs classes."""
     check_images(name, x, min_size=75)
     if aux and num_classes == 0:
         raise FlaxcnnError(
             f"{name}: num_classes=0 leaves the auxiliary head no classes; "
             "use aux_logits=False"
         )
-    if aux:
-        check_images(f"{name} with aux_logits", x, min_size=299)
 
 
 @register("inception_v3", info=Info(params=23_834_568, macs=5_713_216_096,
@@ -212,8 +227,8 @@ class InceptionV3(nn.Module):
 
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, 2048].
-      aux_logits: the auxiliary head, whose initialization and training take images of
-        at least 299x299 pixels.
+      aux_logits: the auxiliary head, whose kernel is smaller than the published 5x5 in
+        a network initialized with images under 299x299 pixels.
       factorized_7x7: three 3x3 convolutions in the stem, not one 7x7 of stride 2
         ("factorized 7x7" of table 3); the grid behind them is the same.
       factorized_5x5: two 3x3 also for the 5x5 that the release keeps at 35x35 pixels

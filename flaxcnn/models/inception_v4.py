@@ -162,7 +162,7 @@ class InceptionV4(nn.Module):
 
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, 1536].
-      aux_logits: add the auxiliary head; it needs images of 299 pixels or more.
+      aux_logits: add the auxiliary head of Inception v3.
       dropout: rate of dropout before the classifier.
       dtype: of the computation; parameters and logits stay float32.
     """

@@ -1,5 +1,7 @@
 """Inception v3: what its switches change, and the auxiliary head."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,13 +205,42 @@ def test_bn_aux_makes_the_scale_of_its_layer_irrelevant():
     ("fields", "pixels", "message"),
     [
         ({}, 74, "at least 75x75"),
-        ({"aux_logits": True}, 298, "aux_logits.*at least 299x299"),
         ({"aux_logits": True, "num_classes": 0}, 299, "use aux_logits=False"),
     ],
 )
 def test_impossible(fields, pixels, message):
     with pytest.raises(FlaxcnnError, match=f"Inception v3.*{message}"):
         shapes(flaxcnn.create_model("inception_v3", **fields), (1, pixels, 400, 3))
+
+
+def train(model, variables, x):
+    """The endpoints, as shapes."""
+    apply = functools.partial(model.apply, train=True, endpoints=True,
+                              mutable=["batch_stats"],
+                              rngs={"dropout": jax.random.key(0)})  # fmt: skip
+    (_, ends), _ = jax.eval_shape(apply, variables, x)
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel"),
+    [((299, 299), (5, 5)), ((350, 299), (5, 5)), ((298, 139), (4, 1)),
+     ((75, 75), (1, 1))],
+)  # fmt: skip
+def test_the_auxiliary_head_covers_small_maps(size, kernel):
+    model = flaxcnn.create_model("inception_v3", aux_logits=True, num_classes=10)
+    x = jnp.zeros((2, *size, 3))
+    _, variables = shapes(model, x.shape)
+    head = variables["params"]["AuxLogits"]
+    assert head["conv1"]["conv"]["kernel"].shape == (*kernel, 128, 768)
+    assert train(model, variables, x)["aux"].shape == (2, 10)
+
+
+def test_an_auxiliary_head_of_other_images():
+    model = flaxcnn.create_model("inception_v3", aux_logits=True)
+    _, variables = shapes(model)
+    with pytest.raises(FlaxcnnError, match=r"kernel of 5x5, and 1x1 .*299x299"):
+        train(model, variables, jnp.zeros((1, 75, 75, 3)))
 
 
 def test_the_auxiliary_head_does_not_limit_evaluation():
