@@ -61,7 +61,7 @@ def plot_experiment(
         names, [100 * row["result"] for row in rows],
         xerr=[100 * row["std"] for row in rows], color=palette, alpha=0.7,
     )  # fmt: skip
-    bars.bar_label(found, fmt="%.1f", padding=6)
+    bars.bar_label(found, fmt="%.1f", label_type="center")
     published = [(100 * r["published"], r["row"]) for r in rows if r["published"] != ""]
     if published:
         bars.plot(*zip(*published, strict=True), "kD", label=experiment.published)
