@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.benchmark import Benchmark
+from benchmarks.benchmark import Benchmark, OutOfTime
 from benchmarks.goals import verdicts
 from benchmarks.race import run, say
 from benchmarks.suites import EFFORTS, SMOKE, SUITES, smoke
@@ -50,6 +50,9 @@ def main(argv: list[str]) -> None:
             result = run(
                 args.suite, rows[name], effort, args.rounds, deadline, ceilings
             )
+        except OutOfTime:
+            left.append(name)
+            continue
         except FlaxcnnError as error:
             say(f"{name} failed: {error}")
             failed.append(f"{name}: {error}")

@@ -115,6 +115,10 @@ class Unavailable(Exception):
     """A peer that cannot run here; the message says why."""
 
 
+class OutOfTime(Exception):
+    """The deadline of --time-limit has come."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long to measure.

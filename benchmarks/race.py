@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, worker
-from benchmarks.benchmark import Benchmark, Effort, Setup, Unavailable
+from benchmarks.benchmark import Benchmark, Effort, OutOfTime, Setup, Unavailable
 from benchmarks.equality import evidence, require_equal
 from benchmarks.suites import ENVIRONMENT
 from benchmarks.worker import Worker
@@ -81,21 +81,37 @@ class Race:
             self.roofline = first.call(self.deadline, worker.roofline, bench, *peaks)
 
     def measure(self, rounds: int, turn: Any) -> None:
-        """Rounds of turns, as many as end before the deadline; one at least."""
+        """Whole rounds of turns, as many as end before the deadline.
+
+        Raises:
+          OutOfTime: not even one.
+        """
+        took = 0.0
         for i in range(rounds):
             began = time.monotonic()
-            self.rounds.append({})
-            for name in list(self.running):
-                values = self.attempt(name, turn, name)
-                if values is None:
-                    continue
-                self.rounds[-1][name] = values
-                shown = ", ".join(f"{x:.4g}" for x in values)
-                say(f"round {i + 1} of {rounds}, {name}: {shown} {self.bench.unit}")
-            now = time.monotonic()
-            if i + 1 < rounds and now + (now - began) > self.deadline:
-                say(f"stopped after {i + 1} rounds by --time-limit")
+            if began + took > self.deadline:
                 break
+            try:
+                self.rounds.append(self.round(f"round {i + 1} of {rounds}", turn))
+            except OutOfTime:
+                break
+            took = time.monotonic() - began
+        if not self.rounds:
+            raise OutOfTime
+        if len(self.rounds) < rounds:
+            say(f"stopped after {len(self.rounds)} rounds by --time-limit")
+
+    def round(self, title: str, turn: Any) -> dict[str, list[float]]:
+        """A turn of each contender."""
+        found = {}
+        for name in list(self.running):
+            values = self.attempt(name, turn, name)
+            if values is None:
+                continue
+            found[name] = values
+            shown = ", ".join(f"{x:.4g}" for x in values)
+            say(f"{title}, {name}: {shown} {self.bench.unit}")
+        return found
 
     def result(self, effort: Effort) -> dict[str, Any]:
         return {
@@ -121,6 +137,7 @@ def run(
 
     Raises:
       FlaxcnnError: we cannot run, or the contenders do not compute the same.
+      OutOfTime: no round of all contenders has ended by the deadline.
     """
     race = Race(suite, bench, deadline)
     with ExitStack() as stack:

@@ -11,7 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.benchmark import Benchmark, Contender, Effort, Setup, Unavailable
+from benchmarks.benchmark import (
+    Benchmark,
+    Contender,
+    Effort,
+    OutOfTime,
+    Setup,
+    Unavailable,
+)  # fmt: skip
 from benchmarks.suites import CONTENDERS, SMOKE
 from flaxcnn import FlaxcnnError
 
@@ -32,12 +39,13 @@ class Worker:
         """function(*args) in the process, which is given up at the deadline.
 
         Raises:
-          Unavailable: what it raised, the end of the process, or the deadline.
+          OutOfTime: the deadline.
+          Unavailable: what it raised, or the end of the process.
         """
         self.pipe.send((function, args))
         left = None if math.isinf(deadline) else max(1.0, deadline - time.monotonic())
         if not self.pipe.poll(left):
-            raise Unavailable("stopped by --time-limit")
+            raise OutOfTime
         try:
             value, problem = self.pipe.recv()
         except EOFError:

@@ -1,8 +1,11 @@
 """The benchmark runner: its smoke form, goals, kept rows, equality check, bad input."""
 
 import json
+import math
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 
@@ -15,12 +18,13 @@ pytest.importorskip("torch")
 
 import benchmarks.__main__ as runner
 from benchmarks import report
-from benchmarks.benchmark import Goal, Mean, Setup
+from benchmarks.benchmark import Goal, Mean, OutOfTime, Setup
 from benchmarks.equality import Evidence, evidence, require_equal, tolerances
 from benchmarks.first_result import first_result, read
 from benchmarks.goals import judge, judge_mean, verdicts
+from benchmarks.race import Race
 from benchmarks.suites import CONTENDERS, MEANS, SUITES
-from benchmarks.worker import draw_weights, roofline
+from benchmarks.worker import Worker, draw_weights, roofline
 
 ROOT = Path(__file__).parents[1]
 BENCH = SUITES["cpu"]["allcnn_c_train"]
@@ -251,6 +255,49 @@ def test_rows_are_kept_and_the_missing_and_oldest_come_first(
     assert "left by --time-limit, first in the next call: memory" in (
         capsys.readouterr().err
     )
+
+
+def test_a_deadline_removes_no_contender():
+    """Else what took too long to compile would leave its goal to slower ones."""
+    bench = SUITES["cpu"]["allcnn_c_train"]
+    first, *_, last = bench.contenders
+
+    def measure(turns):
+        def turn(name):
+            if name == last and not next(turns):
+                raise OutOfTime
+            return [1.0]
+
+        race = Race("cpu", bench, deadline=math.inf)
+        race.measure(3, turn)
+        return race
+
+    race = measure(iter([True, False]))
+    assert [set(done) for done in race.rounds] == [set(bench.contenders)]
+    assert first in race.running
+    assert last in race.running
+    assert not race.unavailable
+    with pytest.raises(OutOfTime):
+        measure(iter([False]))
+
+
+def test_a_row_without_time_for_a_round_is_left(monkeypatch, tmp_path, capsys):
+    def fake_run(*args):
+        raise OutOfTime
+
+    monkeypatch.setattr(runner, "run", fake_run)
+    out = tmp_path / "cpu.json"
+    runner.main(["--suite", "cpu", "--only", "scan", "--out", str(out)])
+    assert "left by --time-limit, first in the next call: scan" in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()
+
+
+def test_a_call_ends_at_its_deadline():
+    worker = Worker({})
+    with closing(worker), pytest.raises(OutOfTime):
+        worker.call(time.monotonic(), time.sleep, 60)
 
 
 def test_a_file_that_is_no_result_stays_as_it_is(tmp_path):
