@@ -38,7 +38,22 @@ def environment() -> dict[str, Any]:
         "cores": cores(),
         "load_average": os.getloadavg()[0],  # of the minute before
         "versions": versions,
+        "commit": commit(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def commit() -> str:
+    """Of the code that is measured, with "-dirty" if it was changed; "" outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
 
 
 def cpu_model() -> str:

@@ -266,7 +266,9 @@ def add_weights(command: argparse.ArgumentParser, name: str, **options: Any) -> 
 def load_weights(args: argparse.Namespace) -> "Classifier":
     """The classifier that the arguments of `add_weights` describe; says how it sees."""
     from flaxcnn.inference import load_classifier
+    from flaxcnn.xla import use_compilation_cache
 
+    use_compilation_cache()
     classes = None
     if args.classes:
         try:

@@ -42,14 +42,19 @@ def use_compilation_cache() -> Path | None:
     flaxcnn's own; `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
 
     Returns:
-      The directory; None: there is no cache.
+      The directory; None: there is no cache, or no place for ours.
     """
     if not getattr(jax.config, "jax_enable_compilation_cache"):  # noqa: B009
         return None
     name = "jax_compilation_cache_dir"
     directory: str | None = getattr(jax.config, name)
     if not directory:
-        directory = str(default_cache_dir() / "xla")
+        ours = default_cache_dir() / "xla"
+        try:
+            ours.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        directory = str(ours)
         jax.config.update(name, directory)
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             # The many small programs of the start take longest together.

@@ -44,6 +44,18 @@ def test_unknown_options_are_left_out(monkeypatch):
     assert xla.compiler_options.__wrapped__() == {}
 
 
+def test_without_a_place_there_is_no_cache(tmp_path, monkeypatch):
+    directory = jax.config.jax_compilation_cache_dir
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        assert xla.use_compilation_cache() is None
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", directory)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("enabled", ["true", "false"])
 def test_a_second_run_compiles_nothing(tmp_path, enabled):
