@@ -222,31 +222,36 @@ def convert(args: argparse.Namespace) -> None:
 
 def reproduce(args: argparse.Namespace) -> None:
     """Runs an experiment, or a slice of it, and prints its table."""
-    if args.experiment not in EXPERIMENTS:
-        raise unknown("experiment", args.experiment, EXPERIMENTS)
+    name: str = args.experiment
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    if args.augment:
+        name += "_augmented"
+        if name not in EXPERIMENTS:
+            raise FlaxcnnError(f"{args.experiment} has no --augment")
     if args.seeds < 1:
         raise FlaxcnnError(f"--seeds={args.seeds}; at least 1")
-    for name in ("epochs", "time_limit"):
-        if getattr(args, name) < 0:
-            option = name.replace("_", "-")
-            raise FlaxcnnError(f"--{option}={getattr(args, name):g}; at least 0")
+    for key in ("epochs", "time_limit"):
+        if getattr(args, key) < 0:
+            option = key.replace("_", "-")
+            raise FlaxcnnError(f"--{option}={getattr(args, key):g}; at least 0")
     from flaxcnn.reproduce.runs import carry_out, plan
     from flaxcnn.reproduce.table import report
     from flaxcnn.train.config import parse_overrides
 
-    experiment = EXPERIMENTS[args.experiment]
+    experiment = EXPERIMENTS[name]
     workdir = Path(args.workdir).expanduser().resolve()
     runs = plan(
         experiment, workdir, config=args.config, models=args.models,
         overrides=parse_overrides(args.overrides), seeds=args.seeds,
-        epochs=args.epochs, rates=args.lr, augment=args.augment,
+        epochs=args.epochs, rates=args.lr,
     )  # fmt: skip
     try:
         ended = carry_out(runs, args.time_limit)
     finally:
         command = f"flaxcnn {shlex.join(args.argv)}"
         command = re.sub(r" --time-limit[ =]\S+", "", command)  # one slice of many
-        print(report(args.experiment, experiment, runs, workdir, command), end="")
+        print(report(name, experiment, runs, workdir, command), end="")
     if not ended:
         print("stopped; the same command continues from there")
 

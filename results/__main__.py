@@ -11,7 +11,6 @@ speedruns.csv has what others publish. In the README a table stands between
 `<!-- results:NAME -->` and `<!-- end -->`.
 """
 
-import csv
 import re
 import shutil
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.goals import verdicts
 from flaxcnn.reproduce import EXPERIMENTS
-from flaxcnn.reproduce.table import markdown, write_csv
+from flaxcnn.reproduce.table import markdown, merge, read_csv, write_csv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -28,15 +27,10 @@ AIRBENCH = "[airbench](https://github.com/KellerJordan/cifar10-airbench)"
 SECTION = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def runs_table(link: str) -> str:
     """The table of runs.csv; `link` leads to results/."""
     lines = ["| what | command | test accuracy | seconds |", "|---|---|--:|--:|"]
-    for row in read(RESULTS / "runs.csv"):
+    for row in read_csv(RESULTS / "runs.csv"):
         lines.append(
             f"| [{row['name']}]({link}/{row['log']}) | `{row['command']}` "
             f"| {float(row['test_accuracy']):.2%} | {float(row['seconds']):,.0f} |"
@@ -51,17 +45,17 @@ def table(name: str, link: str) -> str:
     if name == "speed":
         rows = report.read(RESULTS / "benchmarks" / "cpu.json")
         return f"{report.goal_table(verdicts('cpu', rows))}\n"
-    return markdown(EXPERIMENTS[name], read(RESULTS / name / f"{name}.csv"))
+    return markdown(EXPERIMENTS[name], read_csv(RESULTS / name / f"{name}.csv"))
 
 
 def speedruns() -> str:
     """The section of docs/results.md about the fast recipe."""
     ours = {"accuracy": "", "seconds": "", "hardware": "", "source": "not yet measured"}
     if (path := RESULTS / "fast" / "fast.csv").exists():
-        (row,) = read(path)
+        (row,) = read_csv(path)
         how = row["recipe"] if row["status"] == "finished" else row["status"]
         ours = {**row, "accuracy": row["result"], "source": f"here: {how}"}
-    rows = [*read(RESULTS / "speedruns.csv"), {**ours, "recipe": "allcnn_c_fast"}]
+    rows = [*read_csv(RESULTS / "speedruns.csv"), {**ours, "recipe": "allcnn_c_fast"}]
     lines = [
         f"## Fast recipes\n\nTraining on CIFAR-10 as {AIRBENCH} publishes it, beside "
         "[ours](../configs/allcnn_c_fast.py): `flaxcnn reproduce fast --workdir "
@@ -78,7 +72,10 @@ def speedruns() -> str:
 
 def canziani() -> str:
     """The section of docs/results.md about all networks of ImageNet."""
-    rows, folder = read(RESULTS / "canziani" / "canziani.csv"), "../results/canziani"
+    rows, folder = (
+        read_csv(RESULTS / "canziani" / "canziani.csv"),
+        "../results/canziani",
+    )
     rows.sort(key=lambda row: -float(row["top1"]))
     dates = sorted({row["date"] for row in rows})
     lines = [
@@ -117,6 +114,15 @@ def experiments() -> list[str]:
     return [name for name in EXPERIMENTS if (RESULTS / name / f"{name}.csv").exists()]
 
 
+def notes(name: str) -> str:
+    """What results/<name>/README.md says below its title, for docs/results.md."""
+    path = RESULTS / name / "README.md"
+    if not path.exists():
+        return ""
+    text = path.read_text().partition("\n")[2]
+    return re.sub(r"\]\((?!http)", f"](../results/{name}/", text)
+
+
 def results_page() -> str:
     """docs/results.md."""
     parts = [
@@ -125,7 +131,7 @@ def results_page() -> str:
         f"## Runs\n\n{table('runs', '../results')}",
     ]
     for name in experiments():
-        rows, folder = read(RESULTS / name / f"{name}.csv"), f"../results/{name}"
+        rows, folder = read_csv(RESULTS / name / f"{name}.csv"), f"../results/{name}"
         commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
         places = dict.fromkeys(
             f"{row['date']}, {row['hardware']}; {row['versions']}." for row in rows
@@ -136,6 +142,7 @@ def results_page() -> str:
             f"{table(name, '../results')}\n{' '.join(places)} "
             f"[CSV]({folder}/{name}.csv), [logs]({folder}/logs).\n\n"
             + "".join(f"![{path.stem}]({folder}/{path.name})\n" for path in pictures)
+            + notes(name)
         )
     return "\n".join([*parts, speedruns(), canziani()])
 
@@ -163,17 +170,15 @@ def add(name: str, workdir: Path) -> None:
 
     Rows that are there and that this one has not, as of a part of `--models`, stay.
     """
-    target, order = RESULTS / name, [row.name for row in EXPERIMENTS[name].rows]
+    target = RESULTS / name
     (target / "logs").mkdir(parents=True, exist_ok=True)
-    for path in workdir.glob(f"{name}*.csv"):
-        rows, place = read(path), target / path.name
-        found = {row["row"] for row in rows}
-        old = read(place) if place.exists() else []
-        rows += [row for row in old if row["row"] in {*order} - found]
-        write_csv(place, sorted(rows, key=lambda row: order.index(row["row"])))
+    for run in read_csv(workdir / f"{name}-runs.csv"):
+        log = workdir / run["run"] / "log.txt"
+        shutil.copy(log, target / "logs" / f"{run['run']}.txt")
+    for table in (f"{name}.csv", f"{name}-runs.csv"):
+        rows, place = read_csv(workdir / table), target / table
+        write_csv(place, merge(EXPERIMENTS[name], rows, place))
     shutil.copy(workdir / f"{name}.png", target / f"{workdir.name}.png")
-    for log in sorted(workdir.glob("*/log.txt")):
-        shutil.copy(log, target / "logs" / f"{log.parent.name}.txt")
 
 
 def main(arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ from flaxcnn import FlaxcnnError, cli, create_model, model_info
 from flaxcnn.reproduce import EXPERIMENTS
 from flaxcnn.reproduce.experiment import Experiment, Row
 from flaxcnn.reproduce.runs import carry_out, plan, scale
-from flaxcnn.reproduce.table import report
+from flaxcnn.reproduce.table import COLUMNS, markdown, report
 from flaxcnn.train.config import Durations, load_config
 from flaxcnn.train.loop import fit
 from flaxcnn.train.optim import make_optimizer, make_schedule
@@ -137,7 +137,7 @@ def test_of_several_rates_the_best_one_counts(tmp_path):
     for run in runs:
         run.path.mkdir()
         row = {"accuracy": accuracy[f"{run.config.optim.lr:g}"], "seconds": 1,
-               "images_per_second": 1, "epoch": 1}  # fmt: skip
+               "images_per_second": 8, "epoch": 1, "step": 2}  # fmt: skip
         lines = [json.dumps({**row, "split": split}) for split in ("train", "test")]
         (run.path / "metrics.jsonl").write_text("\n".join(lines))
         outcome = {"diverged": 1 if run.config.optim.lr == 1e30 else None,
@@ -146,10 +146,50 @@ def test_of_several_rates_the_best_one_counts(tmp_path):
     report("test", experiment, runs, tmp_path)
     (row,) = read(tmp_path / "test.csv")
     assert (row["lr"], row["result"]) == ("1e-06", "0.3")
+    assert float(row["training_seconds"]) == 2 * runs[0].config.batch_size / 8
     of_runs = read(tmp_path / "test-runs.csv")
     assert [row["status"] for row in of_runs] == [
         "diverged at step 1, lr 1e+30", "finished", "no better than chance, lr 0.05"
     ]  # fmt: skip
+
+
+def test_rows_of_an_earlier_call_stay(tmp_path):
+    experiment = experiment_of(BAD, GOOD)
+
+    def call(*models):
+        limit = {"data.limit": "64"}
+        runs = plan(experiment, tmp_path, overrides=limit, models=models)
+        assert carry_out(runs)
+        return report("test", experiment, runs, tmp_path, "command")
+
+    call("good")
+    first = read(tmp_path / "test.csv"), read(tmp_path / "test-runs.csv")
+    table = call("bad")
+    assert "| good |" in table
+    for before, name in zip(first, ("test.csv", "test-runs.csv"), strict=True):
+        assert [row["row"] for row in read(tmp_path / name)] == ["bad", "good"]
+        assert read(tmp_path / name)[1:] == before
+    assert (tmp_path / "test.png").exists()  # with the curve of the run before
+
+
+def test_conclusions_are_of_whole_recipes():
+    experiment = EXPERIMENTS["table3"]
+    errors = {row.name: row.published + 0.01 for row in experiment.rows}
+    fixed = dict.fromkeys(COLUMNS, "") | {
+        "recipe": "whole", "status": "finished", "runs": 1, "std": 0
+    }  # fmt: skip
+    rows = [{**fixed, "row": name, "result": x} for name, x in errors.items()]
+    text = markdown(experiment, rows)
+    assert "to the paper, not augmented, 12 rows: 1.00 points.\n" in text
+    assert "A stride in place of pooling is worse: yes.\n" in text
+    assert "A convolution in place of pooling is at least as good: yes.\n" in text
+    rows[0]["result"] = errors["strided_cnn_a"]
+    assert "A stride in place of pooling is worse: no.\n" in markdown(experiment, rows)
+    part = markdown(experiment, rows[1:])
+    assert "11 rows" in part
+    assert "in place of" not in part
+    rows[3]["recipe"] = "shortened: 5 of 350 epochs"
+    assert "in place of" not in markdown(experiment, rows)
 
 
 def test_a_signal_while_nothing_trains(tmp_path, monkeypatch):
@@ -221,9 +261,7 @@ def test_what_a_row_says_about_its_recipe(tmp_path):
 
     assert recipe("table3") == recipe("table3", epochs=350) == "whole"
     assert recipe("table3", epochs=5) == "shortened: 5 of 350 epochs"
-    assert recipe("table3", augment=True, overrides={"data.dir": "/data"}) == (
-        "data.flip=true, data.translate=5"
-    )
+    assert recipe("table3_augmented", overrides={"data.dir": "/data"}) == "whole"
     short = plan(EXPERIMENTS["table3"], tmp_path, epochs=35)[0].config
     assert Durations(50_000, 128).total(short) == math.ceil(35 * 50_000 / 128)
     assert short.optim.milestones == ("20.0 epochs", "25.0 epochs", "30.0 epochs")

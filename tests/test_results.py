@@ -6,6 +6,7 @@ import re
 import pytest
 
 from flaxcnn import model_info
+from flaxcnn.reproduce.table import ended
 from flaxcnn.weights.catalog import CATALOG
 from results import __main__ as page
 from tests.paths import ROOT
@@ -33,22 +34,30 @@ def test_a_number_that_differs_is_found_and_corrected(tmp_path, monkeypatch):
 def test_a_part_of_an_experiment_leaves_the_other_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
 
-    def take_over(workdir, results):
-        (tmp_path / workdir / "a-0").mkdir(parents=True)
-        rows = [{"row": name, "result": result} for name, result in results.items()]
-        page.write_csv(tmp_path / workdir / "nin.csv", rows)
-        (tmp_path / workdir / "nin.png").touch()
-        (tmp_path / workdir / "a-0" / "log.txt").touch()
-        page.add("nin", tmp_path / workdir)
+    def take_over(name, results):
+        workdir = tmp_path / name
+        for row in results:
+            (workdir / f"{row}-0").mkdir(parents=True)
+            (workdir / f"{row}-0" / "log.txt").write_text(name)
+        rows = [{"row": row, "result": result} for row, result in results.items()]
+        runs = [{"row": row, "run": f"{row}-0"} for row in results]
+        page.write_csv(workdir / "nin.csv", rows)
+        page.write_csv(workdir / "nin-runs.csv", runs)
+        (workdir / "nin.png").touch()
+        page.add("nin", workdir)
 
-    take_over("first", {"nin_augmented": "1", "nin": "2"})
-    take_over("second", {"nin": "3"})
+    take_over("first", {"nin_augmented": 0.1, "nin": 0.2})
+    (tmp_path / "second" / "of another call-0").mkdir(parents=True)
+    take_over("second", {"nin": 0.3})
     folder = tmp_path / "results" / "nin"
-    expected = [
-        {"row": "nin", "result": "3"},
-        {"row": "nin_augmented", "result": "1"},
+    assert page.read_csv(folder / "nin.csv") == [
+        {"row": "nin", "result": 0.3},
+        {"row": "nin_augmented", "result": 0.1},
     ]
-    assert page.read(folder / "nin.csv") == expected
+    assert {path.name: path.read_text() for path in folder.glob("logs/*")} == {
+        "nin-0.txt": "second",
+        "nin_augmented-0.txt": "first",
+    }
     assert sorted(path.name for path in folder.glob("*.png")) == [
         "first.png",
         "second.png",
@@ -61,7 +70,7 @@ def last_accuracy(log):
 
 
 def test_every_run_has_a_log_that_says_the_same():
-    for row in page.read(ROOT / "results" / "runs.csv"):
+    for row in page.read_csv(ROOT / "results" / "runs.csv"):
         log = ROOT / "results" / row["log"]
         number = f"{100 * float(row['test_accuracy']):.2f}"
         assert re.search(rf"\b{re.escape(number)} ?%", log.read_text())
@@ -70,11 +79,16 @@ def test_every_run_has_a_log_that_says_the_same():
 @pytest.mark.parametrize("name", page.experiments())
 def test_an_experiment_has_the_results_of_its_logs(name):
     folder, measure = ROOT / "results" / name, page.EXPERIMENTS[name].measure
-    for row in page.read(folder / f"{name}.csv"):
-        if not row["result"]:
+    runs = page.read_csv(folder / f"{name}-runs.csv")
+    for row in page.read_csv(folder / f"{name}.csv"):
+        of_row = [
+            run for run in runs if (run["row"], run["lr"]) == (row["row"], row["lr"])
+        ]
+        logs = [folder / "logs" / f"{run['run']}.txt" for run in of_row if ended(run)]
+        assert len(logs) == int(row["runs"])
+        if not logs:
+            assert not row["result"]
             continue
-        stem = re.sub(r"[^\w.+-]+", "_", row["row"]).strip("_")
-        logs = [folder / "logs" / f"{stem}-{i}.txt" for i in range(int(row["runs"]))]
         mean = sum(map(last_accuracy, logs)) / len(logs)
         mean = 100 - mean if measure == "error" else mean
         assert 100 * float(row["result"]) == pytest.approx(mean, abs=0.02)
@@ -82,7 +96,7 @@ def test_an_experiment_has_the_results_of_its_logs(name):
 
 def test_the_networks_facts_are_the_registrys():
     """And the accuracies the catalogue's, of the weights that are named."""
-    rows = page.read(ROOT / "results" / "canziani" / "canziani.csv")
+    rows = page.read_csv(ROOT / "results" / "canziani" / "canziani.csv")
     imagenet = {w.model for w in CATALOG if w.data == "imagenet"}
     assert {row["name"] for row in rows} == imagenet
     for row in rows:

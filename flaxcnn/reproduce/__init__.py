@@ -3,7 +3,7 @@
 An experiment is a table of recipes; adding one is adding a table.
 """
 
-from flaxcnn.reproduce.allcnn import TABLE3
+from flaxcnn.reproduce.allcnn import TABLE3, TABLE3_AUGMENTED
 from flaxcnn.reproduce.dropout import DROPOUT
 from flaxcnn.reproduce.fast import FAST
 from flaxcnn.reproduce.inception import LADDER, RESIDUAL
@@ -15,6 +15,7 @@ from flaxcnn.reproduce.resnets import EVONORM, RESNETS
 
 EXPERIMENTS = {
     "table3": TABLE3,
+    "table3_augmented": TABLE3_AUGMENTED,  # table3 --augment
     "notebooks": NOTEBOOKS,
     "nin": NIN,
     "resnets": RESNETS,

@@ -1,6 +1,6 @@
 """What an experiment is: a table of recipes and of what was published of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -35,7 +35,8 @@ class Experiment:
       published: what the column of the published results is called.
       measure: "accuracy" or "error".
       heading: of the column of the rows' names.
-      augment: overrides of --augment, where the paper has results with it.
+      claims: what its authors conclude, each with the function that says whether it
+        holds, of the results by the rows' names.
     """
 
     title: str
@@ -43,4 +44,6 @@ class Experiment:
     published: str
     measure: str = "accuracy"
     heading: str = "network"
-    augment: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[str, Callable[[Mapping[str, float]], bool]] = field(
+        default_factory=dict
+    )

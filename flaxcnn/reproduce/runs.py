@@ -58,7 +58,7 @@ class Stopped(KeyboardInterrupt):
 def plan(
     experiment: Experiment, workdir: Path, *, config: str = "",
     overrides: Mapping[str, str] | None = None, models: Sequence[str] = (),
-    seeds: int = 1, epochs: float = 0, rates: Sequence[str] = (), augment: bool = False,
+    seeds: int = 1, epochs: float = 0, rates: Sequence[str] = (),
 ) -> list[Run]:  # fmt: skip
     """The runs of an experiment.
 
@@ -71,7 +71,6 @@ def plan(
       seeds: how many runs of each.
       epochs: a length in place of the recipe's; its schedule is scaled with it.
       rates: learning rates in place of the recipe's, each of them is tried.
-      augment: with the augmentation of the paper.
 
     Raises:
       FlaxcnnError: what does not fit the experiment, or a directory of other runs.
@@ -91,10 +90,6 @@ def plan(
             if config
             else "the experiment has no config of its own; give one by --config"
         )
-    if augment and not experiment.augment:
-        raise FlaxcnnError("the experiment has no --augment; its recipes say it")
-    if augment:
-        overrides = {**experiment.augment, **overrides}
     runs = []
     for row in experiment.rows:
         if models and row.name not in models:

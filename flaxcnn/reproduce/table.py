@@ -1,8 +1,9 @@
 """What comes out of an experiment: CSV, Markdown and a plot, from the runs' files."""
 
+import contextlib
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -20,8 +21,8 @@ from flaxcnn.transfer import parameter_mask
 
 COLUMNS = (
     "row", "parameters", "published_parameters", "result", "std", "runs", "published",
-    "images_per_second", "seconds", "lr", "recipe", "status", "source", "date",
-    "hardware", "versions", "command",
+    "images_per_second", "seconds", "training_seconds", "lr", "recipe", "status",
+    "source", "date", "hardware", "versions", "command",
 )  # fmt: skip
 
 
@@ -31,10 +32,11 @@ def report(
 ) -> str:  # fmt: skip
     """Writes <name>.csv, .md and .png of what has been run; returns the Markdown.
 
-    Of several learning rates a row has the one of the best mean result on the test
-    images, as papers do that search for it; <name>-runs.csv has every run.
+    Rows that the workdir's tables have and these runs have not stay there. Of several
+    learning rates a row has the one of the best mean result on the test images, as
+    papers do that search for it; <name>-runs.csv has every run.
     """
-    rows, shown = [], {}
+    rows = []
     for row in dict.fromkeys(run.row.name for run in runs):
         of_row = [run for run in runs if run.row.name == row]
         rates = dict.fromkeys(run.config.optim.lr for run in of_row)
@@ -42,12 +44,18 @@ def report(
         found = [_summary(experiment, group) for group in groups]
         best = max(range(len(found)), key=lambda i: _rank(experiment.measure, found[i]))
         rows.append({**found[best], "command": command})
-        finished = [run for run in groups[best] if _accuracy(run) is not None]
-        if finished:
-            shown[row] = finished[0].path
     workdir.mkdir(parents=True, exist_ok=True)
+    rows = merge(experiment, rows, workdir / f"{name}.csv")
+    details = [_of_run(run) for run in runs]
+    details = merge(experiment, details, workdir / f"{name}-runs.csv")
     write_csv(workdir / f"{name}.csv", rows)
-    write_csv(workdir / f"{name}-runs.csv", [_of_run(run) for run in runs])
+    write_csv(workdir / f"{name}-runs.csv", details)
+    rate = {row["row"]: row["lr"] for row in rows}
+    shown = {
+        run["row"]: workdir / run["run"]
+        for run in reversed(details)
+        if run["lr"] == rate.get(run["row"]) and ended(run)
+    }
     text = markdown(experiment, rows)
     (workdir / f"{name}.md").write_text(text)
     if shown:
@@ -90,7 +98,17 @@ def _summary(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
         "std": round(stdev(results) if len(results) > 1 else 0.0, 4),
         "images_per_second": round(median(speeds), 1),
         "seconds": round(mean(x["seconds"] for x in last_rows), 1),
+        "training_seconds": round(mean(map(_training_seconds, finished)), 1),
     }
+
+
+def _training_seconds(run: Run) -> float:
+    """Without compilation, tests and checkpoints."""
+    seconds, step = 0.0, 0
+    for row in metrics(run.path, "train"):
+        images = (row["step"] - step) * run.config.batch_size
+        seconds, step = seconds + images / row["images_per_second"], row["step"]
+    return seconds
 
 
 def _of_run(run: Run) -> dict[str, Any]:
@@ -100,7 +118,23 @@ def _of_run(run: Run) -> dict[str, Any]:
     return {
         "row": run.row.name, "seed": run.seed, "lr": f"{run.config.optim.lr:g}",
         "status": _status([run]), **{key: last.get(key, "") for key in columns},
+        "run": run.path.name,
     }  # fmt: skip
+
+
+def ended(run: Mapping[str, Any]) -> bool:
+    """Whether that row of <name>-runs.csv has a result."""
+    return not run["status"].startswith(("diverged", "unfinished"))
+
+
+def merge(
+    experiment: Experiment, rows: Sequence[dict[str, Any]], path: Path
+) -> list[dict[str, Any]]:
+    """The rows, and those of the experiment's others that the file has, in order."""
+    order = [row.name for row in experiment.rows]
+    others = {*order} - {row["row"] for row in rows}
+    old = [row for row in read_csv(path) if row["row"] in others]
+    return sorted([*rows, *old], key=lambda row: order.index(row["row"]))
 
 
 def _status(runs: Sequence[Run]) -> str:
@@ -166,9 +200,23 @@ def trained_parameters(run: Run) -> int:
     return sum(x.size for x in jax.tree.leaves(chosen))
 
 
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, none if there is no file; shares of 1 as numbers."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        for key in ("result", "std", "published"):
+            if row.get(key):
+                row[key] = float(row[key])
+    return rows
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    columns = dict.fromkeys(key for row in rows for key in row)
     with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
 
@@ -199,7 +247,32 @@ def markdown(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells = [_cell(row, column) for column in columns.values()]
         lines.append(f"| {' | '.join(cells)} |")
+    whole = not any(row["recipe"].startswith("shortened") for row in rows)
+    if experiment.claims and whole:
+        lines += _conclusions(experiment, rows)
     return "\n".join(lines) + "\n"
+
+
+def _conclusions(
+    experiment: Experiment, rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Lines of Markdown: how near the published results are, and what they say."""
+    found = {row["row"]: float(row["result"]) for row in rows if row["result"] != ""}
+    apart = [
+        abs(found[row.name] - row.published)
+        for row in experiment.rows
+        if row.published is not None and row.name in found
+    ]
+    lines = []
+    if len(apart) > 1:
+        lines.append(
+            f"Mean absolute difference to {experiment.published}, {len(apart)} rows: "
+            f"{100 * mean(apart):.2f} points."
+        )
+    for claim, holds in experiment.claims.items():
+        with contextlib.suppress(KeyError):  # not all of its rows are there
+            lines.append(f"{claim}: {'yes' if holds(found) else 'no'}.")
+    return ["", *lines] if lines else []
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
