@@ -18,10 +18,13 @@ from flaxcnn.reproduce import EXPERIMENTS
 from flaxcnn.reproduce.experiment import Experiment, Row
 from flaxcnn.reproduce.runs import carry_out, plan, scale
 from flaxcnn.reproduce.table import COLUMNS, markdown, report
+from flaxcnn.structure import variable_shapes
 from flaxcnn.train.config import Durations, load_config
 from flaxcnn.train.loop import fit
 from flaxcnn.train.optim import make_optimizer, make_schedule
+from flaxcnn.train.state import split_params
 from flaxcnn.train.workdir import write_config
+from flaxcnn.transfer import parameter_mask
 from flaxcnn.weights.files import load_model
 from tests.paths import ROOT
 
@@ -286,6 +289,16 @@ def test_published_parameters_of_table_3():
         if row.name not in ("cnn_c", "strided_cnn_c"):
             ours = model_info(row.name).params / 1e6
             assert float(row.parameters[:-1]) == pytest.approx(ours, rel=0.15)
+
+
+def test_the_layers_that_a_notebook_meant_to_train():
+    (row,) = (r for r in EXPERIMENTS["notebooks"].rows if r.name.endswith("two_layers"))
+    config = load_config(f"{ROOT}/{row.config}", row.overrides)
+    model, shape = create_model("vgg16", num_classes=10), (224, 224, 3)
+    mask = parameter_mask(config.transfer.train, model, shape)
+    trained, _ = split_params(variable_shapes(model, shape)["params"], mask)
+    count = sum(x.size for x in jax.tree.leaves(trained))
+    assert count == 4097 * 4096 + 4097 * 10
 
 
 @pytest.mark.long

@@ -29,6 +29,9 @@ NOTEBOOKS = Experiment(
             f"{CODED}: 32 pixels, dropout on"),
         Row("vgg16_transfer_intended", TRANSFER, {}, 0.8423,
             "the author's later notebook (transferlearning-vgg16): 224 pixels"),
+        Row("vgg16_transfer_two_layers", TRANSFER,
+            {"transfer.train": "last:2", "transfer.cache_features": "false"}, None,
+            "what a line of the notebook should have done, and did not"),
     ),
     published="the notebook",
 )  # fmt: skip
