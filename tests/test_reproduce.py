@@ -119,6 +119,9 @@ def test_a_diverged_run_is_a_row(tmp_path, monkeypatch):
     assert re.fullmatch(r"diverged at step [1-4], lr 1e\+30", bad["status"])
     assert bad["result"] == ""
     assert bad["status"] in table
+    messages = [row["message"] for row in read(tmp_path / "test-runs.csv")]
+    assert re.match("the .* not finite by step [1-4]; try a lower", messages[0])
+    assert messages[1] == ""
     assert good["runs"] == "1"
     last = [json.loads((r.path / "metrics.jsonl").read_text().splitlines()[-1])
             for r in runs[1:]]  # fmt: skip

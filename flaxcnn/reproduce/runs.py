@@ -46,7 +46,7 @@ class Run:
 
     @property
     def outcome(self) -> dict[str, Any] | None:
-        """How it ended: {"diverged": step or None, "date", ...}; None: not yet."""
+        """How it ended: {"diverged": step or None, "message", ...}; None: not yet."""
         path = self.path / "outcome.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -175,16 +175,17 @@ def carry_out(runs: Sequence[Run], time_limit: float = 0) -> bool:
 
 
 def _finish(run: Run) -> None:
-    step = None
+    step, message = None, ""
     try:
         fit(run.config, run.path)
         if not (run.path / "model.safetensors").exists():
             raise Stopped
     except DivergedError as error:
-        step = error.step
+        step, message = error.step, str(error)
         print(f"{run.row.name}: {error}", flush=True)
     outcome = {
         "diverged": step,
+        "message": message,
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(),
         "versions": f"Python {platform.python_version()}; jax {jax.__version__}; "

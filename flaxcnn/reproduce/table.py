@@ -118,7 +118,7 @@ def _of_run(run: Run) -> dict[str, Any]:
     return {
         "row": run.row.name, "seed": run.seed, "lr": f"{run.config.optim.lr:g}",
         "status": _status([run]), **{key: last.get(key, "") for key in columns},
-        "run": run.path.name,
+        "run": run.path.name, "message": (run.outcome or {}).get("message", ""),
     }  # fmt: skip
 
 
