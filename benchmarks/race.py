@@ -33,6 +33,7 @@ class Race:
         self.running = list(bench.contenders)
         self.unavailable: dict[str, str] = {}
         self.check: dict[str, Any] = {}
+        self.seconds: dict[str, dict[str, float]] = {}  # of checking and compiling
         self.rounds: report.Rounds = []
         self.roofline: float | None = None
 
@@ -69,7 +70,10 @@ class Race:
             for name in list(self.running):
                 say(f"{name}: {what}")
                 call, setup = workers[name].call, setups[name]
+                began = time.monotonic()
                 found[name] = self.attempt(name, call, self.deadline, function, setup)
+                seconds = self.seconds.setdefault(what, {})
+                seconds[name] = round(time.monotonic() - began, 1)
             return {name: found[name] for name in self.running}
 
         if bench.kind in ("train", "infer", "augment", "jpeg"):
@@ -124,6 +128,7 @@ class Race:
             },
             "unavailable": self.unavailable,
             "roofline": self.roofline,
+            "preparation_seconds": self.seconds,
             "rounds": self.rounds,
             **report.summarize(self.rounds),
         }

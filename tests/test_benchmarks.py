@@ -56,6 +56,7 @@ def test_smoke_of_the_cpu_suite(tmp_path):
     assert list(results) == rows
     result = results["allcnn_c_train"]
     assert result["versions"].keys() >= {"jax", "flax", "torch", "python"}
+    assert result["preparation_seconds"]["compiling"]["flaxcnn"] > 0
     names = list(BENCH.contenders)
     if "torch_compile" in result["unavailable"]:  # where there is no compiler
         names.remove("torch_compile")
