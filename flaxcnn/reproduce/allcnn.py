@@ -26,11 +26,11 @@ SOURCE = "arXiv:1412.6806, table 3; best of four learning rates"
 AUGMENTATION = {"data.flip": "true", "data.translate": "5"}
 
 
-def is_worse(error: Mapping[str, float]) -> bool:
+def stride_is_worse(error: Mapping[str, float]) -> bool:
     return all(error[f"strided_cnn_{x}"] > error[f"cnn_{x}"] for x in "abc")
 
 
-def is_as_good(error: Mapping[str, float]) -> bool:
+def convolution_is_as_good(error: Mapping[str, float]) -> bool:
     return all(error[f"allcnn_{x}"] <= error[f"cnn_{x}"] for x in "abc")
 
 
@@ -43,8 +43,8 @@ TABLE3 = Experiment(
     published="the paper, not augmented",
     measure="error",
     claims={
-        "A stride in place of pooling is worse": is_worse,
-        "A convolution in place of pooling is at least as good": is_as_good,
+        "A stride in place of pooling is worse": stride_is_worse,
+        "A convolution in place of pooling is at least as good": convolution_is_as_good,
     },
 )
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from flaxcnn.reproduce.experiment import Experiment
 from flaxcnn.reproduce.runs import Run
 from flaxcnn.structure import variable_shapes
 from flaxcnn.train.state import split_params
+from flaxcnn.train.workdir import replace_file
 from flaxcnn.transfer import parameter_mask
 
 COLUMNS = (
@@ -107,7 +109,8 @@ def _training_seconds(run: Run) -> float:
     seconds, step = 0.0, 0
     for row in metrics(run.path, "train"):
         images = (row["step"] - step) * run.config.batch_size
-        seconds, step = seconds + images / row["images_per_second"], row["step"]
+        seconds += images / max(row["images_per_second"], 0.05)  # it is rounded
+        step = row["step"]
     return seconds
 
 
@@ -215,10 +218,11 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     columns = dict.fromkeys(key for row in rows for key in row)
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, columns, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    replace_file(path, text.getvalue())
 
 
 def markdown(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
