@@ -18,7 +18,7 @@ from benchmarks.benchmark import (
     OutOfTime,
     Setup,
     Unavailable,
-)  # fmt: skip
+)
 from benchmarks.suites import CONTENDERS, SMOKE
 from flaxcnn import FlaxcnnError
 

@@ -72,10 +72,8 @@ def speedruns() -> str:
 
 def canziani() -> str:
     """The section of docs/results.md about all networks of ImageNet."""
-    rows, folder = (
-        read_csv(RESULTS / "canziani" / "canziani.csv"),
-        "../results/canziani",
-    )
+    rows = read_csv(RESULTS / "canziani" / "canziani.csv")
+    folder = "../results/canziani"
     rows.sort(key=lambda row: -float(row["top1"]))
     dates = sorted({row["date"] for row in rows})
     lines = [
