@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from flaxcnn.reproduce.runs import carry_out, plan, scale
 from flaxcnn.reproduce.table import COLUMNS, markdown, report
 from flaxcnn.structure import variable_shapes
 from flaxcnn.train.config import Durations, load_config
-from flaxcnn.train.loop import fit
+from flaxcnn.train.loop import Trainer, fit
 from flaxcnn.train.optim import make_optimizer, make_schedule
 from flaxcnn.train.state import split_params
 from flaxcnn.train.workdir import write_config
@@ -227,7 +228,15 @@ def test_a_time_limit_in_the_middle_of_a_run(tmp_path, monkeypatch, capsys):
     cli.main(whole)
     assert "stopped" not in capsys.readouterr().out
     sliced = [*whole[:2], f"--workdir={tmp_path / 'sliced'}"]
-    cli.main([*sliced, "--time-limit=5"])
+    feeds = Trainer._feeds
+
+    def slow(*args):  # however fast the machine: a minute
+        time.sleep(0.01)
+        return feeds(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_feeds", slow)
+        cli.main([*sliced, "--time-limit=5"])
     out = capsys.readouterr().out
     assert out.endswith("stopped; the same command continues from there\n")
     assert "| unfinished |" in out
