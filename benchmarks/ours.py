@@ -31,7 +31,7 @@ from benchmarks.suites import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from flaxcnn import create_model, default_config
 from flaxcnn.registry import model_fields
 from flaxcnn.train.config import Durations
-from flaxcnn.train.loop import default_steps_per_call
+from flaxcnn.train.loop import default_steps_per_call, whole_calls
 from flaxcnn.train.mesh import make_devices
 from flaxcnn.train.optim import make_optimizer
 from flaxcnn.train.state import TrainState, init_state, init_variables
@@ -98,7 +98,7 @@ def train(setup: Setup) -> Contender:
     if setup.contender == "flaxcnn_scan" and not setup.exact:
         steps = default_steps_per_call()
         feeds = (jnp.zeros(steps), steps)
-        train_step = repeat(train_step, lambda resident, feed: resident)
+        train_step = repeat(train_step, lambda batch, feed: batch, whole_calls())
     with precision(setup.exact):
         program = devices.compile(train_step).lower(state, batch, *feeds).compile()
     del train_step  # and what jax keeps for it

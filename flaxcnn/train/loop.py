@@ -1,6 +1,7 @@
 """The loop: `fit(config, workdir)` is the program."""
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -42,6 +43,14 @@ def default_steps_per_call() -> int:
     more, and be later to stop.
     """
     return 4 if jax.default_backend() == "cpu" else 64
+
+
+def whole_calls() -> bool:
+    """Does a call take all of its steps or one, by two programs (`steps.repeat`)?
+
+    On CPU one program takes as many as there are: it is compiled once.
+    """
+    return jax.default_backend() != "cpu"
 
 
 def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -126,6 +135,7 @@ class Trainer:
         self.steps_per_call = config.steps_per_call or (
             default_steps_per_call() if resident else 1
         )
+        self.whole = whole_calls()
         self._make_programs(plan.network, aux_weights(config, model), tx)
         self.primary = jax.process_index() == 0
         if self.primary:
@@ -163,9 +173,10 @@ class Trainer:
 
     def train(self, stop: int) -> None:
         """Steps up to `stop`, in calls of a few, or until a signal."""
-        program = self._compiled("training")
-        while self.step < stop and not self._stopped():
-            steps = range(self.step, min(stop, self.step + self.steps_per_call))
+        for steps in self._calls(self.step, stop):
+            if self._stopped():
+                return
+            program = self._compiled("training", steps)
             started = time.perf_counter()
             feeds = self._feeds(self.data.train, steps)
             self.sums["waited"] += time.perf_counter() - started
@@ -184,18 +195,20 @@ class Trainer:
         """All test samples, each once; one row. A signal leaves it for later."""
         if self.last_test["step"] == self.step:
             return
-        program = self._compiled("evaluation")
+        calls = [
+            (self._compiled("evaluation", steps), steps)
+            for steps in self._calls(0, self.data.eval_steps)
+        ]
         started, waited = time.perf_counter(), 0.0
         variables, pending = self.state.eval_variables, []
-        for first in range(0, self.data.eval_steps, self.steps_per_call):
+        for program, steps in calls:
             if self._stopped():
                 return
-            stop = min(self.data.eval_steps, first + self.steps_per_call)
             asked = time.perf_counter()
-            feeds = self._feeds(self.data.test, range(first, stop))
+            feeds = self._feeds(self.data.test, steps)
             waited += time.perf_counter() - asked
             variables, metrics = program(
-                variables, self.test_resident, feeds, stop - first
+                variables, self.test_resident, feeds, len(steps)
             )
             pending.append(metrics)
             jax.block_until_ready(pending[-3:][0])
@@ -255,27 +268,37 @@ class Trainer:
             aux_weights=aux, trained=self.plan.trained, axis_name=axis,
         )  # fmt: skip
         eval_step = make_eval_step(network, classes, axis)
-        train_many = self.devices.compile(repeat(train_step, gather))
-        eval_many = self.devices.compile(
-            repeat(lambda v, batch: (v, eval_step(v, batch)), gather), donate=False
-        )
+        many = functools.partial(repeat, gather=gather, whole=self.whole)
+        evaluate = many(lambda v, batch: (v, eval_step(v, batch)))
         place = self.devices.replicate
         shared = place({"preprocess": data.preprocess.arrays})
         self.train_resident = {**place(data.train.resident), **shared}
         self.test_resident = {**place(data.test.resident), **shared}
-        feeds = self._padded(data.train.example()), self._padded(data.test.example())
-        self.programs: dict[str, Any] = {
-            "training": train_many.lower(self.state, self.train_resident, feeds[0], 1),
-            "evaluation": eval_many.lower(
-                self.state.eval_variables, self.test_resident, feeds[1], 1
-            ),
+        self.jitted = {
+            "training": self.devices.compile(many(train_step)),
+            "evaluation": self.devices.compile(evaluate, donate=False),
+        }
+        self.programs: dict[tuple[str, int], Any] = {
+            (name, self.steps_per_call): self._lower(name, self.steps_per_call)
+            for name in self.jitted
         }
 
-    def _compiled(self, name: str) -> Callable:
-        program = self.programs[name]
+    def _lower(self, name: str, steps: int) -> jax.stages.Lowered:
+        state, resident, pipeline = {
+            "training": (self.state, self.train_resident, self.data.train),
+            "evaluation": (
+                self.state.eval_variables, self.test_resident, self.data.test
+            ),
+        }[name]  # fmt: skip
+        feeds = self._padded(pipeline.example(), steps)
+        return self.jitted[name].lower(state, resident, feeds, 1)
+
+    def _compiled(self, name: str, steps: range) -> Callable:
+        key = name, self._length(steps)
+        program = self.programs.get(key) or self._lower(*key)
         if isinstance(program, jax.stages.Lowered):
             started = time.perf_counter()
-            program = self.programs[name] = program.compile()
+            program = self.programs[key] = program.compile()
             release_memory()
             seconds = time.perf_counter() - started
             logger.info("compiled the %s program in %.1f s", name, seconds)
@@ -344,12 +367,24 @@ class Trainer:
         calls = self.step // self.steps_per_call
         return calls % CALLS_PER_VOTE == 0 and any_process(self.signalled())
 
-    def _feeds(self, pipeline: Any, steps: range) -> Any:
-        return self._padded(pipeline.feeds(steps))
+    def _calls(self, start: int, stop: int) -> Iterator[range]:
+        """The steps of each call."""
+        while start < stop:
+            count = min(self.steps_per_call, stop - start)
+            if self.whole and count < self.steps_per_call:
+                count = 1
+            yield range(start, start + count)
+            start += count
 
-    def _padded(self, feeds: dict[str, np.ndarray]) -> Any:
-        """One shape for every call; the program runs as many steps as there are."""
-        missing = self.steps_per_call - len(next(iter(feeds.values())))
+    def _length(self, steps: range) -> int:
+        """How many steps the call's feeds have."""
+        return len(steps) if self.whole else self.steps_per_call
+
+    def _feeds(self, pipeline: Any, steps: range) -> Any:
+        return self._padded(pipeline.feeds(steps), self._length(steps))
+
+    def _padded(self, feeds: dict[str, np.ndarray], length: int) -> Any:
+        missing = length - len(next(iter(feeds.values())))
         if missing:
             feeds = {k: np.concatenate([x, np.repeat(x[-1:], missing, 0)])
                      for k, x in feeds.items()}  # fmt: skip

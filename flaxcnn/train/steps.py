@@ -160,17 +160,22 @@ def plain_inputs(
     return batch["image"], jax.nn.one_hot(batch["label"], num_classes)
 
 
-def repeat(step: Callable, gather: Callable[[Any, Any], Batch]) -> Callable:
+def repeat(
+    step: Callable, gather: Callable[[Any, Any], Batch], whole: bool = False
+) -> Callable:
     """`many(state, resident, feeds, count)`: `count` steps in one call.
 
     Args:
       step: `train_step`, or an evaluation step made to return (state, metrics).
       gather: makes a batch of the resident data and one step's feed.
+      whole: runs all feeds, whatever `count`: the number of steps is compiled in. On a
+        GPU XLA otherwise has the host decide before each step whether there is one.
 
     Returns:
       A function of the state, the data that stay on the device, the feeds (each
       leaf has a leading axis of at least `count` steps) and `count`; it returns
-      the state and the summed metrics. One compilation serves every `count`.
+      the state and the summed metrics. Unless `whole`, one compilation serves every
+      `count`.
     """
 
     def many(
@@ -183,9 +188,10 @@ def repeat(step: Callable, gather: Callable[[Any, Any], Batch]) -> Callable:
             return state, jax.tree.map(jnp.add, sums, metrics)
 
         carry = (state, _sums(0, 0, 0))
-        if jax.tree.leaves(feeds)[0].shape[0] == 1:  # no loop around a single step
+        steps = jax.tree.leaves(feeds)[0].shape[0]
+        if steps == 1:  # no loop around a single step
             return body(jnp.int32(0), carry)
-        return lax.fori_loop(0, count, body, carry)
+        return lax.fori_loop(0, steps if whole else count, body, carry)
 
     return many
 

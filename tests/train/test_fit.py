@@ -188,7 +188,30 @@ def test_a_signal_before_the_first_step(debug_config, tmp_path, monkeypatch):
     assert result["loss"] == whole["loss"]
 
 
-def test_every_program_is_traced_once(debug_config, tmp_path, monkeypatch):
+def test_calls_as_on_a_gpu(debug_config, tmp_path, monkeypatch):
+    """Whole calls and single steps give what calls of any length do, also resumed."""
+    config = debug_config("tiny_bn", steps_per_call=4, epochs=3)  # 5 steps, 5, 2
+    one = fit(config, tmp_path / "one program")
+    monkeypatch.setattr(loop, "whole_calls", lambda: True)
+    whole = fit(config, tmp_path / "two programs")
+    assert whole["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    for calls in (1, 2, 4):  # asked before each
+        answers = iter([False] * calls)
+        with monkeypatch.context() as patch:
+            signalled = contextlib.contextmanager(
+                lambda answers=answers: (yield lambda: next(answers, True))
+            )
+            patch.setattr(loop, "stop_signals", signalled)
+            fit(config, tmp_path / f"after {calls}")
+        assert not (tmp_path / f"after {calls}" / "model.safetensors").exists()
+        fit(config, tmp_path / f"after {calls}")
+        assert_identical(
+            tensors(tmp_path / f"after {calls}"), tensors(tmp_path / "two programs")
+        )
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_every_program_is_traced_once(debug_config, tmp_path, monkeypatch, whole):
     """However many calls, steps a call, epochs and evaluations there are."""
     traced = []
 
@@ -207,9 +230,13 @@ def test_every_program_is_traced_once(debug_config, tmp_path, monkeypatch):
     for name in ("make_train_step", "make_eval_step"):
         make = getattr(loop, name)
         monkeypatch.setattr(loop, name, counted(make))
+    monkeypatch.setattr(loop, "whole_calls", lambda: whole)
     config = debug_config("tiny_bn", steps_per_call=3, epochs=2.5)
     fit(config, tmp_path)
-    assert sorted(traced) == ["make_eval_step", "make_train_step"]
+    programs = 1 + whole  # of three steps and of one
+    steps = ("make_eval_step", "make_train_step")
+    assert traced.count(steps[0]) == traced.count(steps[1]) == programs
+    assert len(traced) == 2 * programs
 
 
 def test_a_damaged_checkpoint_is_named(debug_config, tmp_path, capfd):

@@ -1,5 +1,7 @@
 """The pure steps against torch, closed forms and each other."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,6 +199,23 @@ def test_no_compilation_for_another_count():
         state, _ = many(state, (), feeds, count)
     assert int(state.step) == 8
     assert len(traced) <= 2  # once for the loop's shape, once for its body
+
+
+def test_the_host_decides_nothing_in_a_whole_call():
+    """A GPU waits for it at each turn of a loop whose number XLA does not know."""
+    model, tx, state = setup()
+    feeds = jax.tree.map(lambda x: jnp.stack([x] * 4), make_batch())
+    step = jit_train_step(model, tx)
+    states, turns = [], []
+    for whole in (False, True):
+        many = jax.jit(repeat(step, lambda resident, feed: feed, whole))
+        program = many.lower(state, (), feeds, 4).compile()
+        turns.append(re.findall(r'known_trip_count":{"n":"(\d+)"', program.as_text()))
+        states.append(program(state, (), feeds, 4)[0])
+    assert "4" not in turns[0]
+    assert "4" in turns[1]
+    assert_close(states[0].variables, states[1].variables, atol=1e-6)
+    assert int(states[1].step) == 4
 
 
 def test_gradients_of_dropout_free_step_against_float64():
