@@ -1,5 +1,6 @@
 """Shared by all tests: offline, caches and runs in temporary directories."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -31,6 +32,12 @@ class TinyBatchNorm(nn.Module):
         x = global_avg_pool(x)
         x = nn.Dense(self.num_classes, name="fc")(x).astype(jnp.float32)
         return (x, {}) if endpoints else x
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects():
+    """What earlier modules left is no garbage: to look again takes time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ for name in ("strided_cnn_a", "resnet20_cifar"):
         print(json.dumps([
             name, parallel, size(variables["params"]),
             size(variables.get("batch_stats", {})),
-            collectives(trainer._compiled("training").as_text()),
+            collectives(trainer._compiled("training", range(1)).as_text()),
         ]))
         trainer.close()
 """
@@ -66,7 +66,7 @@ def test_one_device_talks_to_nobody(debug_config, tmp_path):
     config = debug_config("strided_cnn_a", data__image_size=12)
     trainer = Trainer(config, tmp_path)
     assert jax.device_count() == 1
-    assert collectives(trainer._compiled("training").as_text()) == []
+    assert collectives(trainer._compiled("training", range(1)).as_text()) == []
     trainer.close()
 
 
