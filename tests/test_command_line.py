@@ -91,7 +91,7 @@ def test_a_full_disk_costs_no_checkpoint(train_py, tmp_path):
 
 
 def test_list(capsys):
-    cli.main(["list", "allcnn*"])
+    cli.main(["list", "allcnn_?"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [
         ["allcnn_a", "1,254,250"], ["allcnn_b", "1,300,618"], ["allcnn_c", "1,369,738"],

@@ -76,6 +76,8 @@ def make_optimizer(
     }
     decays = functools.partial(match_paths, optim.decay_mask)
     mask = {key: decays for key in ("mask", "weight_decay_mask") if key in accepted}
+    if optim.name == "muon":  # which by itself leaves convolutions to Adam
+        arguments["muon_weight_dimension_numbers"] = kernels_as_matrices
     chain = []
     if optim.clip:
         chain.append(optax.clip_by_global_norm(optim.clip))
@@ -94,6 +96,16 @@ def make_optimizer(
             )
         )
     return optax.with_extra_args_support(optax.chain(*chain))
+
+
+def kernels_as_matrices(params: Any) -> Any:
+    """Of each kernel: its inputs are one axis, its outputs the other. Vectors: None."""
+
+    def matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        *inputs, outputs = range(kernel.ndim)
+        return optax.contrib.MuonDimensionNumbers(inputs, outputs) if inputs else None
+
+    return jax.tree.map(matrix, params)
 
 
 def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:

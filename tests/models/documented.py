@@ -28,7 +28,7 @@ def mobile(*channels):
 # None is the number of input channels, or what they make of the width.
 ROWS = {
     "allconv_mnist": ({"block1": (2, 4), "block2": (4, 8), "block3": (8, 16)}, 16, 1),
-    "*cnn_[abc]": (ALLCNN, 192, 9),
+    "*cnn_[abc]*": (ALLCNN, 192, 9),
     "nin*": ({"block1": (2, 96), "block2": (4, 192), "block3": (4, 192)}, 192, 5),
     "resblocks_identity": ({"block1": (1, None), "block2": (1, None)}, None, 1),
     "resblocks_resized": ({"block1": (2, 8), "block2": (4, 32)}, 7 * 7 * 32, 1),

@@ -78,6 +78,18 @@ def build(rows, channels):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def build_normalised(rows, channels):
+    """BatchNorm in place of all biases; the last convolution is the classifier."""
+    *rows, last = rows
+    layers = []
+    for _, width, kernel, stride, padding in rows:
+        conv = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    layers.append(nn.Conv2d(channels, last[1], 1))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def convs(params):
     """Convolutions of a flax tree in the order of the network."""
     for key in sorted(params, key=lambda key: (key == "classifier", key)):
@@ -147,11 +159,71 @@ def test_logits_and_gradients(name):
         assert relative(conv["bias"], target.bias.grad) < 1e-5
 
 
-@pytest.mark.parametrize("name", NETS)
+def test_all_cnn_with_batch_norm():
+    """Training: logits, running statistics and every gradient, in float64."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 13, 16, 3))
+    net = build_normalised(NETS["allcnn_c"], 3).double()
+    with jax.enable_x64(True):
+        model = flaxcnn.create_model("allcnn_c_bn", dtype=jnp.float64)
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+        params = jax.tree.map(lambda p: random.normal(size=p.shape), shapes["params"])
+        names = [f"{kind}{i}" for i in range(1, 9) for kind in ("conv", "norm")]
+        layers = dict(zip([*names, "conv9"], parametrised(net), strict=True))
+        assert sorted(layers) == sorted(params)
+        for name, layer in layers.items():
+            for key, torch_name in TORCH_NAMES.items():
+                if key in params[name]:
+                    value = as_torch(params[name][key])
+                    getattr(layer, torch_name).data = torch.from_numpy(value)
+        stats = jax.tree.map(lambda s: jnp.full(s.shape, 0.5), shapes["batch_stats"])
+        for layer in net:
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean[:] = layer.running_var[:] = 0.5
+
+        def loss_and_rest(params):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": stats}, x, train=True,
+                mutable=["batch_stats"],
+            )  # fmt: skip
+            return -jax.nn.log_softmax(logits)[:, 3].mean(), (logits, updates)
+
+        compute = jax.jit(jax.value_and_grad(loss_and_rest, has_aux=True))
+        (_, (logits, updates)), grads = compute(params)
+
+    reference = net(torch.from_numpy(x.transpose(0, 3, 1, 2)))
+    nn.functional.cross_entropy(reference, torch.tensor([3, 3])).backward()
+    assert relative(logits, reference.detach()) < 1e-6  # pooled in float32
+    for name, layer in layers.items():
+        for key, grad in grads[name].items():
+            expected = getattr(layer, TORCH_NAMES[key]).grad
+            assert relative(as_torch(grad), expected) < 1e-5
+    for name, running in updates["batch_stats"].items():
+        assert relative(running["mean"], layers[name].running_mean) < 1e-6
+        assert relative(running["var"], layers[name].running_var) < 1e-6
+
+
+TORCH_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
+
+def parametrised(net):
+    return [layer for layer in net if list(layer.parameters())]
+
+
+def as_torch(value):
+    """Kernels [H, W, I, O] as [O, I, H, W], vectors as they are."""
+    value = np.array(value)
+    return value.transpose(3, 2, 0, 1).copy() if value.ndim == 4 else value
+
+
+@pytest.mark.parametrize("name", [*NETS, "allcnn_c_bn"])
 def test_published_facts(name):
     info = flaxcnn.model_info(name)
     height, width, channels = info.input_size
-    net = build(NETS[name], channels)
+    if name == "allcnn_c_bn":
+        net = build_normalised(NETS["allcnn_c"], channels)
+    else:
+        net = build(NETS[name], channels)
     assert sum(p.numel() for p in net.parameters()) == info.params
     macs = multiply_adds(net, torch.zeros(1, channels, height, width))
     assert macs == pytest.approx(info.macs, rel=1e-3)

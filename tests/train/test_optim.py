@@ -162,6 +162,21 @@ def test_other_optimizers_by_name(name):
     assert float(updates["layer"]["kernel"].mean()) < 0
 
 
+def test_muon_orthogonalises_convolutions():
+    """By Newton-Schulz: singular values of 0.7 to 1.2, times lr."""
+    random = np.random.default_rng(0)
+    gradients = {"conv": {
+        "kernel": random.normal(size=(3, 3, 4, 16)).astype("float32"),
+        "bias": random.normal(size=16).astype("float32"),
+    }}  # fmt: skip
+    updates = updates_of(dict(name="muon"), gradients, gradients)["conv"]
+    values = np.linalg.svd(updates["kernel"].reshape(36, 16), compute_uv=False)
+    assert 0.5 * 0.65 < values.min() < values.max() < 0.5 * 1.25
+    # Vectors are Nadam's, whose first step does not see their size.
+    nadam = -0.5 * (1 + 0.9 * 0.1 / (1 - 0.9**2)) * np.sign(gradients["conv"]["bias"])
+    np.testing.assert_allclose(updates["bias"], nadam, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
