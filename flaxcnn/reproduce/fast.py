@@ -7,7 +7,7 @@ CONFIG = "configs/allcnn_c_fast.py"
 FAST = Experiment(
     "Our fast recipe on CIFAR-10, whose aim is airbench94's accuracy",
     (
-        Row("allcnn_c", CONFIG, {}, 0.9401,
+        Row("allcnn_c_bn", CONFIG, {}, 0.9401,
             "github.com/KellerJordan/cifar10-airbench, airbench94_muon.py: another "
             "network, 2.59 s on an A100"),
     ),
