@@ -6,8 +6,9 @@
 
 All-CNN-C with BatchNorm and without dropout, in bfloat16. Muon (Jordan et al., 2024,
 github.com/KellerJordan/Muon), which makes each kernel's update orthogonal, in one cycle
-of the learning rate; flips, translations, cut-out squares, label smoothing. The aim is 94 % on CIFAR-10
-in as little time as possible. The paper's recipe is configs/allcnn_c.py.
+of the learning rate; flips, translations, cut-out squares, label smoothing. The aim is
+94 % on CIFAR-10 in as little time as possible. The paper's recipe is
+configs/allcnn_c.py.
 """
 
 from ml_collections import ConfigDict
