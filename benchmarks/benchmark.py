@@ -49,7 +49,7 @@ class Benchmark:
       classes: number of classes.
       size: height and width of the images; width of the photographs of `jpeg`.
       dtype: "bfloat16" in the GPU suite.
-      cold: `first_step` without a compilation cache.
+      cold: `first_step` or `memory` with an empty compilation cache.
     """
 
     kind: str

@@ -75,6 +75,8 @@ def train(setup: Setup) -> Contender:
     if setup.contender == "flaxcnn_fit" and not setup.exact:
         return epoch(setup)
     model = make_model(bench, setup.exact)
+    if setup.contender == "flaxcnn_remat":
+        model = model.clone(remat=True)
     optim = default_config().optim
     set_recipe(optim)
     durations = Durations(bench.batch, bench.batch)

@@ -167,7 +167,7 @@ class Fresh:
     def __init__(self, race: Race, folder: Path):
         self.race, self.folder = race, folder
         self.count = 0
-        if race.bench.kind == "first_step" and not race.bench.cold:
+        if not race.bench.cold:
             for name in list(race.running):
                 say(f"{name}: filling its cache")
                 race.attempt(name, self, name)
@@ -185,7 +185,7 @@ class Fresh:
         }
         environment = self.race.environment(name)
         started = time.perf_counter()
-        process = Worker(environment | (caches if bench.kind == "first_step" else {}))
+        process = Worker(environment | caches)
         function = worker.memory if bench.kind == "memory" else worker.first_step
         try:
             setup = Setup(bench, name, None)

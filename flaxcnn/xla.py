@@ -12,9 +12,11 @@ import jax
 from flaxcnn.data.preprocess import default_cache_dir
 
 # On CPU XLA gives convolutions, products and sums to YNNPACK, whose sums are several
-# times faster than XLA's own, its convolutions slower.
+# times faster than XLA's own, its convolutions slower. And it would remove the barriers
+# by which `jax.checkpoint` computes again what it then would keep after all.
 CPU: dict[str, str | bool] = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 
 

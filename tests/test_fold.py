@@ -126,6 +126,10 @@ def test_blocks_in_a_loop():
     assert_close(scanned.apply(folded, x, train=False), expected, 1e-4)
 
 
+def test_blocks_that_compute_again_in_training():
+    check(flaxcnn.create_model("resnet18", num_classes=10, remat=True), (32, 32, 3), 20)
+
+
 def test_folded_variables_do_not_train_and_wrong_ones_are_refused():
     model = flaxcnn.create_model("resblocks_resized")
     shape = (28, 28, 1)

@@ -17,12 +17,13 @@ are drawn as torchvision draws them.
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_name
 
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.layers import BatchNorm, Conv, EvoNorm, global_avg_pool, max_pool, relu
@@ -60,6 +61,8 @@ class Block(nn.Module):
       groups: of the bottleneck's 3x3 convolution.
       base_width: its width in the first stage, where `width` is 64, per group.
       stride_in_1x1: stride in the bottleneck's first convolution.
+      remat: of training, keep the input and the convolutions of `width` channels alone
+        for the backward pass, and compute the rest again.
       dtype: of the computation.
     """
 
@@ -70,8 +73,26 @@ class Block(nn.Module):
     groups: int = 1
     base_width: int = 64
     stride_in_1x1: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
     expansion: ClassVar[int]
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        def forward(block: Any, x: jax.Array) -> jax.Array:
+            y: jax.Array = block.forward(x, train)
+            return y
+
+        if self.remat and train:
+            policy = jax.checkpoint_policies.save_only_these_names("kept")
+            forward = nn.remat(forward, policy=policy)
+        return forward(self, x)
+
+    def forward(self, x: jax.Array, train: bool) -> jax.Array:
+        """relu(F(x) + shortcut(x)), the paper's equation 2."""
+        raise NotImplementedError
+
+    def keep(self, x: jax.Array, train: bool) -> jax.Array:
+        return checkpoint_name(x, "kept") if self.remat and train else x
 
     def conv(
         self, features: int, kernel: int, stride: int, name: str, groups: int = 1
@@ -103,11 +124,11 @@ class BasicBlock(Block):
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def forward(self, x: jax.Array, train: bool) -> jax.Array:
         y = self.conv(self.width, 3, self.stride, "conv1")(x)
-        y = norm_act(y, self.norm, train, "bn1")
+        y = norm_act(self.keep(y, train), self.norm, train, "bn1")
         y = self.conv(self.width, 3, 1, "conv2")(y)
-        y = norm_act(y, self.norm, train, "bn2", act=False)
+        y = norm_act(self.keep(y, train), self.norm, train, "bn2", act=False)
         return self.add_shortcut(y, x, train)
 
 
@@ -117,13 +138,13 @@ class Bottleneck(Block):
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def forward(self, x: jax.Array, train: bool) -> jax.Array:
         inner = self.width * self.base_width // 64 * self.groups
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = self.conv(inner, 1, first, "conv1")(x)
-        y = norm_act(y, self.norm, train, "bn1")
+        y = norm_act(self.keep(y, train), self.norm, train, "bn1")
         y = self.conv(inner, 3, second, "conv2", self.groups)(y)
-        y = norm_act(y, self.norm, train, "bn2")
+        y = norm_act(self.keep(y, train), self.norm, train, "bn2")
         y = self.conv(4 * self.width, 1, 1, "conv3")(y)
         y = norm_act(y, self.norm, train, "bn3", act=False)
         return self.add_shortcut(y, x, train)
@@ -186,6 +207,8 @@ class ResNet(nn.Module):
       base_width: channels of each group in the first stage (ResNeXt, Wide ResNet).
       stride_in_1x1: the paper's bottleneck, not torchvision's.
       scan_blocks: compile the blocks of a stage once, run them in a loop.
+      remat: train in less memory and more time: keep the blocks' inputs and narrow
+        convolutions alone for the backward pass, and compute the rest again.
       dtype: of the computation; parameters and logits stay float32.
     """
 
@@ -198,6 +221,7 @@ class ResNet(nn.Module):
     base_width: int = 64
     stride_in_1x1: bool = False
     scan_blocks: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -218,7 +242,7 @@ class ResNet(nn.Module):
         block = functools.partial(
             BLOCKS[self.block], shortcut=self.shortcut, norm=self.norm,
             groups=self.groups, base_width=self.base_width,
-            stride_in_1x1=self.stride_in_1x1, dtype=self.dtype,
+            stride_in_1x1=self.stride_in_1x1, remat=self.remat, dtype=self.dtype,
         )  # fmt: skip
         ends = {}
 
