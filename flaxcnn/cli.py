@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--split", default="test", help="test or train")
     command.add_argument("--limit", type=int, default=0, help="the first n samples")
     command.add_argument("--batch_size", type=int, default=128)
+    command.add_argument(
+        "--flip", action="store_true", help="mean logits of image and mirror image"
+    )
     add_weights(command, "--weights", required=True)
     command.set_defaults(run=evaluate)
 
@@ -182,7 +185,7 @@ def evaluate(args: argparse.Namespace) -> None:
         args.data, args.split, data_dir=args.data_dir, limit=args.limit,
         image_size=size, resize=max(size, classifier.resize),
     )  # fmt: skip
-    result = classifier.evaluate(source, args.batch_size)
+    result = classifier.evaluate(source, args.batch_size, args.flip)
     if sorted(source.classes) != sorted(classifier.classes):
         print("classes of other names: compared by their numbers", file=sys.stderr)
     top5 = f", top-5 {result['top5']:.2%}" if len(classifier.classes) > 5 else ""

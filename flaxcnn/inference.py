@@ -115,10 +115,17 @@ class Classifier:
             del facts["classes"]  # nobody named them
         save_model(path, jax.device_get(self.variables), facts, self.preprocess.arrays)
 
-    def evaluate(self, source: Source, batch_size: int = 128) -> dict[str, float]:
+    def evaluate(
+        self, source: Source, batch_size: int = 128, flip: bool = False
+    ) -> dict[str, float]:
         """Loss and accuracies over all samples of a source, each counted once.
 
         Classes go by their names if the source has the same ones, else by number.
+
+        Args:
+          source: the samples.
+          batch_size: images at a time.
+          flip: an image's logits are the mean of its own and its mirror image's.
 
         Returns:
           {"loss", "accuracy", "top5", "count"}: the mean cross-entropy, accuracies in
@@ -147,6 +154,9 @@ class Classifier:
         sums = np.zeros(4)
         for images, labels, mask in _batches(source, min(batch_size, len(source))):
             logits = np.asarray(self.logits(images), np.float64)[mask]
+            if flip:
+                logits += np.asarray(self.logits(images[:, :, ::-1]))[mask]
+                logits /= 2
             self._check_finite(logits)
             labels = numbers[labels[mask]]
             right = logits[np.arange(len(logits)), labels]

@@ -255,6 +255,10 @@ def test_evaluate(weights, capsys):
         f"tiny_bn on digits, test: accuracy {expected['accuracy']:.2%}, top-5 "
         f"{expected['top5']:.2%}, loss {expected['loss']:.4f}, 359 images\n"
     )
+    run("evaluate", "--weights", weights, "--data=digits", "--flip")
+    both = load_classifier(weights).evaluate(load_source("digits", "test"), flip=True)
+    assert f"loss {both['loss']:.4f}, 359" in capsys.readouterr().out
+    assert f"{both['loss']:.4f}" != f"{expected['loss']:.4f}"
     for arguments, count in ((["--split=train"], "1,438"), (["--limit=7"], "7")):
         run("evaluate", "--weights", weights, "--data=digits", *arguments)
         assert capsys.readouterr().out.endswith(f", {count} images\n")

@@ -152,15 +152,20 @@ def test_files_are_read_as_the_network_takes_them(tmp_path):
 # Evaluations.
 
 
-@pytest.mark.parametrize("batch_size", [50, 128, 359, 1000])
-def test_evaluation_on_the_digits(batch_size):
+@pytest.mark.parametrize(
+    ("batch_size", "flip"), [(50, True), (128, False), (359, False), (1000, True)]
+)
+def test_evaluation_on_the_digits(batch_size, flip):
     """As scikit-learn computes it, in batches that do not divide 359."""
     source = load_source("digits", "test")
     images, labels = as_arrays(source)
     net = tiny()
     net.variables["params"]["fc"]["kernel"] *= 5
-    result = net.evaluate(source, batch_size)
-    probabilities = softmax(net.logits(images))
+    result = net.evaluate(source, batch_size, flip)
+    logits = net.logits(images)
+    if flip:
+        logits = np.mean([logits, net.logits(np.flip(images, axis=2))], axis=0)
+    probabilities = softmax(logits)
     every = np.arange(10)
     expected = {
         "loss": log_loss(labels, probabilities, labels=every),
@@ -208,12 +213,15 @@ def test_what_cannot_be_evaluated():
 
 
 @pytest.mark.long
-def test_a_run_evaluates_to_its_last_row(debug_config, tmp_path):
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_run_evaluates_to_its_last_row(debug_config, tmp_path, flip):
     """With the preprocessing and the classes that its file brings."""
     path = tmp_path / "model.safetensors"
-    last = fit(debug_config("tiny_bn", data__preprocess="standardize"), tmp_path)
+    options = dict(data__preprocess="standardize", eval_flip=flip)
+    last = fit(debug_config("tiny_bn", **options), tmp_path)
     net = load_classifier(path)
-    result = net.evaluate(load_source("digits", "test", limit=128, image_size=8), 50)
+    source = load_source("digits", "test", limit=128, image_size=8)
+    result = net.evaluate(source, 50, flip)
     assert result["count"] == 128
     assert result["loss"] == pytest.approx(last["loss"], rel=1e-5)
     assert result["accuracy"] == pytest.approx(last["accuracy"], abs=1e-9)

@@ -110,6 +110,7 @@ def default_config() -> ConfigDict:
                 cache_features=False,  # run the frozen layers once, train the head
             ),
             label_smoothing=0.0,
+            eval_flip=False,  # test each image and its mirror image: mean logits
             ema=0.0,  # decay of averaged parameters and statistics; 0: off
             grad_accum=1,  # micro-batches a step
             seed=0,
@@ -236,10 +237,12 @@ def _check_cached(config: ConfigDict) -> None:
             f'{where} needs config.transfer.train="head" and frozen="eval": all before '
             "the head has to stay as it is"
         )
-    for key in ("flip", "translate", "cutout", "mixup", "cutmix"):
-        if config.data[key]:
+    augmentation = ("flip", "translate", "cutout", "mixup", "cutmix")
+    flat = flatten(config)
+    for key in (*(f"data.{name}" for name in augmentation), "eval_flip"):
+        if flat[key]:
             raise FlaxcnnError(
-                f"{where} sees every image once, as it is; leave out config.data.{key}"
+                f"{where} sees every image once, as it is; leave out config.{key}"
             )
 
 

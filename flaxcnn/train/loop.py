@@ -267,7 +267,7 @@ class Trainer:
             grad_accum=config.grad_accum, augment=make_augment(config.data, classes),
             aux_weights=aux, trained=self.plan.trained, axis_name=axis,
         )  # fmt: skip
-        eval_step = make_eval_step(network, classes, axis)
+        eval_step = make_eval_step(network, classes, config.eval_flip, axis)
         many = functools.partial(repeat, gather=gather, whole=self.whole)
         evaluate = many(lambda v, batch: (v, eval_step(v, batch)))
         place = self.devices.replicate

@@ -133,16 +133,21 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: Network, num_classes: int, axis_name: str | None = None
+    model: Network, num_classes: int, flip: bool = False, axis_name: str | None = None
 ) -> Callable[[PyTree, Batch], Metrics]:
     """A pure `eval_step(variables, batch) -> metrics`.
 
+    With `flip` an image's logits are the mean of its own and its mirror image's.
     `batch["mask"]` is 0 for the samples that only fill up the last batch; they
     count nowhere. Metrics are sums: {"loss", "correct", "count"}.
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> Metrics:
-        logits: Any = model.apply(variables, batch["image"], train=False)
+        images = batch["image"]
+        logits: Any = model.apply(variables, images, train=False)
+        if flip:
+            mirrored: Any = model.apply(variables, images[:, :, ::-1], train=False)
+            logits = (logits + mirrored) / 2
         targets = jax.nn.one_hot(batch["label"], num_classes)
         losses = optax.softmax_cross_entropy(logits, targets)
         hits = logits.argmax(-1) == batch["label"]

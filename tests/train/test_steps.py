@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from scipy.special import softmax
+from sklearn.metrics import log_loss
 
 import flaxcnn
 from flaxcnn.train.model import aux_weights
@@ -167,6 +169,21 @@ def test_evaluation_masks_what_only_fills_up():
     masked = evaluate(state.variables, {**padded, "mask": mask})
     assert_close(masked, whole, rtol=1e-6)
     assert float(whole["count"]) == 6
+
+
+def test_evaluation_with_mirror_images_takes_the_mean_of_both_logits():
+    model, _, state = setup()
+    batch = make_batch(6)
+    found = make_eval_step(model, num_classes=10, flip=True)(
+        state.variables, {**batch, "mask": jnp.ones(6)}
+    )
+    images = np.asarray(batch["image"])
+    both = (images, np.flip(images, axis=2))
+    each = [model.apply(state.variables, x, train=False) for x in both]
+    logits, labels = np.mean(each, axis=0), np.asarray(batch["label"])
+    expected = log_loss(labels, softmax(logits, 1), labels=range(10))
+    assert float(found["loss"]) / 6 == pytest.approx(expected, rel=1e-5)
+    assert float(found["correct"]) == (logits.argmax(1) == labels).sum()
 
 
 def test_many_steps_in_one_call_equal_single_steps():

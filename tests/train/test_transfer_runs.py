@@ -408,6 +408,7 @@ CACHED = {"transfer__train": "head", "transfer__cache_features": True}
         ({**CACHED, "transfer__frozen": "train"}, 'and frozen="eval"'),
         ({**CACHED, "data__flip": True}, "leave out config.data.flip"),
         ({**CACHED, "data__mixup": 0.2}, "leave out config.data.mixup"),
+        ({**CACHED, "eval_flip": True}, "leave out config.eval_flip"),
         ({"transfer__frozen": "off"}, "unknown value of config.transfer.frozen 'off'"),
         ({"transfer__train": "last:99"}, "'last:99': the model has 7 layers"),
         ({"transfer__train": "nothing"}, "config.transfer.train='nothing' matches no"),
