@@ -46,7 +46,8 @@ def plot_experiment(
     Args:
       experiment: of `flaxcnn.reproduce`.
       rows: of its table; those without a result are left out.
-      curves: rows of metrics.jsonl of one split by the row's name.
+      curves: rows of metrics.jsonl by the row's name: of the test images, or, if a run
+        was tested only at its end, of the training images.
       path: of the picture.
     """
     from matplotlib import colormaps
@@ -69,10 +70,12 @@ def plot_experiment(
     bars.invert_yaxis()
     bars.margins(x=0.15)
     bars.set(xlabel=f"test {experiment.measure} in %", xlim=(0, None))
-    (split,) = {row["split"] for curve in curves.values() for row in curve}
+    tests = [sum(row["split"] == "test" for row in curves[name]) for name in names]
+    split = "test" if min(tests) > 1 else "train"
     for name, colour in zip(names, palette, strict=True):
-        epochs = [row["epoch"] for row in curves[name]]
-        values = [row["accuracy"] for row in curves[name]]
+        curve = [row for row in curves[name] if row["split"] == split]
+        epochs = [row["epoch"] for row in curve]
+        values = [row["accuracy"] for row in curve]
         if experiment.measure == "error":
             values = [1 - x for x in values]
         style = "o-" if len(epochs) < 20 else "-"

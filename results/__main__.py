@@ -3,7 +3,7 @@
     python -m results            after a CSV of results/ has changed
     python -m results --check    exit status 1 if a page and results/ differ
     python -m results --add table3 runs/table3      takes an experiment over: its
-                                                    tables, its plot, a log of each run
+                                                    tables, a log of each run; draws it
 
 An experiment is a directory of the name that `flaxcnn reproduce` knows it by; a run of
 its own is a row of runs.csv; `python -m benchmarks.canziani` writes canziani/, and
@@ -15,16 +15,19 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks import report
 from benchmarks.goals import verdicts
+from flaxcnn.plots import plot_experiment
 from flaxcnn.reproduce import EXPERIMENTS
-from flaxcnn.reproduce.table import markdown, merge, read_csv, write_csv
+from flaxcnn.reproduce.table import first_runs, markdown, merge, read_csv, write_csv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 AIRBENCH = "[airbench](https://github.com/KellerJordan/cifar10-airbench)"
 SECTION = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+MEASURED = re.compile(r" epoch (\S+) .* (train|test) +loss .* accuracy +(\S+) %")
 
 
 def runs_table(link: str) -> str:
@@ -164,7 +167,7 @@ def stale() -> list[Path]:
 
 
 def add(name: str, workdir: Path) -> None:
-    """Copies the tables, the plot and the logs of a finished experiment.
+    """Copies the tables and the logs of a finished experiment, and draws its plot.
 
     Rows that are there and that this one has not, as of a part of `--models`, stay.
     """
@@ -176,7 +179,26 @@ def add(name: str, workdir: Path) -> None:
     for table in (f"{name}.csv", f"{name}-runs.csv"):
         rows, place = read_csv(workdir / table), target / table
         write_csv(place, merge(EXPERIMENTS[name], rows, place))
-    shutil.copy(workdir / f"{name}.png", target / f"{workdir.name}.png")
+    draw(name)
+
+
+def draw(name: str) -> None:
+    """The plot of an experiment, from its tables and logs."""
+    folder = RESULTS / name
+    rows, runs = (read_csv(folder / f"{name}{x}.csv") for x in ("", "-runs"))
+    curves = {
+        row: logged((folder / "logs" / f"{run}.txt").read_text())
+        for row, run in first_runs(rows, runs).items()
+    }
+    plot_experiment(EXPERIMENTS[name], rows, curves, folder / f"{name}.png")
+
+
+def logged(log: str) -> list[dict[str, Any]]:
+    """What a run's log says of its epochs, as metrics.jsonl does."""
+    return [
+        {"split": split, "epoch": float(epoch), "accuracy": float(percent) / 100}
+        for epoch, split, percent in MEASURED.findall(log)
+    ]
 
 
 def main(arguments: list[str]) -> None:

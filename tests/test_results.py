@@ -38,30 +38,51 @@ def test_a_part_of_an_experiment_leaves_the_other_rows(tmp_path, monkeypatch):
         workdir = tmp_path / name
         for row in results:
             (workdir / f"{row}-0").mkdir(parents=True)
-            (workdir / f"{row}-0" / "log.txt").write_text(name)
-        rows = [{"row": row, "result": result} for row, result in results.items()]
-        runs = [{"row": row, "run": f"{row}-0"} for row in results]
+            (workdir / f"{row}-0" / "log.txt").write_text(log(results[row]))
+        rows = [
+            {"row": row, "result": result, "std": 0.0, "published": "", "lr": "0.1"}
+            for row, result in results.items()
+        ]
+        runs = [
+            {"row": row, "run": f"{row}-0", "lr": "0.1", "status": "finished"}
+            for row in results
+        ]
         page.write_csv(workdir / "nin.csv", rows)
         page.write_csv(workdir / "nin-runs.csv", runs)
-        (workdir / "nin.png").touch()
         page.add("nin", workdir)
+
+    def log(result):
+        return "".join(
+            f"2026-11-28 07:00:00,000 epoch {epoch:<7} step {epoch:<7} {split:5} "
+            f"loss 2.3020  accuracy {accuracy:7.2%}      200 images/s\n"
+            for epoch in (1, 2)
+            for split, accuracy in (("train", epoch / 20), ("test", epoch * result / 2))
+        ).replace("%", " %")
+
+    drawn = []
+    monkeypatch.setattr(page, "plot_experiment", lambda *given: drawn.append(given))
 
     take_over("first", {"nin_augmented": 0.1, "nin": 0.2})
     (tmp_path / "second" / "of another call-0").mkdir(parents=True)
     take_over("second", {"nin": 0.3})
     folder = tmp_path / "results" / "nin"
-    assert page.read_csv(folder / "nin.csv") == [
-        {"row": "nin", "result": 0.3},
-        {"row": "nin_augmented", "result": 0.1},
-    ]
+    rows = page.read_csv(folder / "nin.csv")
+    found = {row["row"]: row["result"] for row in rows}
+    assert found == {"nin": 0.3, "nin_augmented": 0.1}
     assert {path.name: path.read_text() for path in folder.glob("logs/*")} == {
-        "nin-0.txt": "second",
-        "nin_augmented-0.txt": "first",
+        "nin-0.txt": log(0.3),
+        "nin_augmented-0.txt": log(0.1),
     }
-    assert sorted(path.name for path in folder.glob("*.png")) == [
-        "first.png",
-        "second.png",
+    experiment, plotted, curves, path = drawn[-1]
+    assert (experiment, plotted) == (page.EXPERIMENTS["nin"], rows)
+    assert path == folder / "nin.png"
+    assert curves["nin"] == [
+        {"split": "train", "epoch": 1, "accuracy": 0.05},
+        {"split": "test", "epoch": 1, "accuracy": 0.15},
+        {"split": "train", "epoch": 2, "accuracy": 0.1},
+        {"split": "test", "epoch": 2, "accuracy": 0.3},
     ]
+    assert curves["nin_augmented"][-1]["accuracy"] == 0.1
 
 
 def last_accuracy(log):

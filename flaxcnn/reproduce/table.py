@@ -52,21 +52,27 @@ def report(
     details = merge(experiment, details, workdir / f"{name}-runs.csv")
     write_csv(workdir / f"{name}.csv", rows)
     write_csv(workdir / f"{name}-runs.csv", details)
-    rate = {row["row"]: row["lr"] for row in rows}
-    shown = {
-        run["row"]: workdir / run["run"]
-        for run in reversed(details)
-        if run["lr"] == rate.get(run["row"]) and ended(run)
-    }
     text = markdown(experiment, rows)
     (workdir / f"{name}.md").write_text(text)
-    if shown:
-        # Short runs are often tested only at their end, which is no curve.
-        tests = min(len(metrics(path, "test")) for path in shown.values())
-        split = "test" if tests > 1 else "train"
-        curves = {name: metrics(path, split) for name, path in shown.items()}
+    if shown := first_runs(rows, details):
+        curves = {
+            row: [*metrics(workdir / run, "train"), *metrics(workdir / run, "test")]
+            for row, run in shown.items()
+        }
         plot_experiment(experiment, rows, curves, workdir / f"{name}.png")
     return text
+
+
+def first_runs(
+    rows: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """For each row of the table its first run that has a result: the run's name."""
+    rate = {row["row"]: row["lr"] for row in rows}
+    return {
+        run["row"]: run["run"]
+        for run in reversed(runs)
+        if run["lr"] == rate.get(run["row"]) and ended(run)
+    }
 
 
 def _summary(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
