@@ -11,7 +11,6 @@ weights, BatchNorm not folded, the median of five calls after a first one. Updat
 results/canziani/.
 """
 
-import csv
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ import numpy as np
 from benchmarks.report import environment
 from flaxcnn import FlaxcnnError, create_model, list_models, model_info
 from flaxcnn.errors import unknown
+from flaxcnn.reproduce.table import read_csv, write_csv
 from flaxcnn.weights.catalog import CATALOG, Weights
 from flaxcnn.xla import compiler_options
 
@@ -175,29 +175,18 @@ def bars(rows: list[Row]) -> None:
     figure.savefig(FOLDER / "accuracy.png", dpi=110)
 
 
-def read() -> dict[str, Row]:
-    """The rows that there are."""
-    path = FOLDER / "canziani.csv"
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
-
-
 def main(names: list[str]) -> None:
     for name in names:
         if name not in published():
             raise unknown("network with ImageNet weights", name, published())
     jax.config.update("jax_enable_compilation_cache", False)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    rows = read()
+    path = FOLDER / "canziani.csv"
+    rows = {row["name"]: row for row in read_csv(path)}
     for name in names or published():
         rows[name] = measure(name)
         print(f"{name:20} {rows[name]['images_per_second']:>8} images/s", flush=True)
-        with (FOLDER / "canziani.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, rows[name], lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows[n] for n in published() if n in rows)
+        write_csv(path, [rows[n] for n in published() if n in rows])
     plot([rows[n] for n in published() if n in rows])
 
 

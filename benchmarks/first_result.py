@@ -8,7 +8,6 @@ weights and without a compilation cache; beside it the same call once more. Upda
 rows of results/first_result.csv.
 """
 
-import csv
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 
 from benchmarks.report import environment
 from flaxcnn import create_model, list_models, model_info
+from flaxcnn.reproduce.table import read_csv, write_csv
 
 FILE = Path(__file__).parents[1] / "results" / "first_result.csv"
 
@@ -42,7 +42,7 @@ def main(names: list[str]) -> None:
     cpu, cores = found["cpu"], found["cores"]
     versions = "; ".join(f"{k} {found['versions'][k]}" for k in ("python", "jax"))
     jax.config.update("jax_enable_compilation_cache", False)
-    rows = {row["name"]: row for row in read()}
+    rows = {row["name"]: row for row in read_csv(FILE)}
     for name in names or list_models():
         first, second = first_result(name)
         print(f"{name:26} {first:6.1f} s {second:8.3f} s", flush=True)
@@ -51,18 +51,7 @@ def main(names: list[str]) -> None:
             "second_seconds": f"{second:.3f}", "cpu": f"{cores} x {cpu}",
             "versions": versions,
         }  # fmt: skip
-    with open(FILE, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(next(iter(rows.values()))))
-        writer.writeheader()
-        writer.writerows(rows[name] for name in list_models() if name in rows)
-
-
-def read() -> list[dict[str, str]]:
-    """The rows that there are."""
-    if not FILE.exists():
-        return []
-    with open(FILE, newline="") as file:
-        return list(csv.DictReader(file))
+    write_csv(FILE, [rows[name] for name in list_models() if name in rows])
 
 
 if __name__ == "__main__":

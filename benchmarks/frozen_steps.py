@@ -9,7 +9,6 @@ are their median. Memory is the compiler's count of temporaries, and of the opti
 state. Writes results/frozen_steps.csv.
 """
 
-import csv
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ import optax
 
 from benchmarks.report import environment
 from flaxcnn import create_model, model_info
+from flaxcnn.reproduce.table import write_csv
 from flaxcnn.train.state import init_state
 from flaxcnn.train.steps import make_train_step
 from flaxcnn.transfer import CachedTrunk, FrozenTrunk, parameter_mask
@@ -95,10 +95,7 @@ def main(names: list[str]) -> None:
     rows = [
         row for name in names or ["squeezenet1_1", "resnet18"] for row in measure(name)
     ]
-    with open(FILE, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(FILE, rows)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,9 @@ def main(arguments: list[str]) -> None:
             return
         case ["--add", name, workdir] if name in EXPERIMENTS:
             add(name, Path(workdir))
+        case ["--help" | "-h"]:
+            print(__doc__)
+            return
         case []:
             pass
         case _:

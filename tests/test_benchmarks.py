@@ -20,11 +20,12 @@ import benchmarks.__main__ as runner
 from benchmarks import report
 from benchmarks.benchmark import Goal, Mean, OutOfTime, Setup
 from benchmarks.equality import Evidence, evidence, require_equal, tolerances
-from benchmarks.first_result import first_result, read
+from benchmarks.first_result import FILE, first_result
 from benchmarks.goals import judge, judge_mean, verdicts
 from benchmarks.race import Race
 from benchmarks.suites import CONTENDERS, MEANS, SUITES
 from benchmarks.worker import Worker, draw_weights, roofline
+from flaxcnn.reproduce.table import read_csv
 
 ROOT = Path(__file__).parents[1]
 BENCH = SUITES["cpu"]["allcnn_c_train"]
@@ -348,5 +349,5 @@ def test_the_first_result_comes_soon(name):
 
 
 def test_every_name_has_its_time():
-    rows = {row["name"] for row in read()}
+    rows = {row["name"] for row in read_csv(FILE)}
     assert rows == set(flaxcnn.list_models()) - {"tiny_bn"}
