@@ -192,7 +192,7 @@ def evaluate(args: argparse.Namespace) -> None:
     print(
         f"{classifier.name} on {source.name}, {args.split}: accuracy "
         f"{result['accuracy']:.2%}{top5}, loss {result['loss']:.4f}, "
-        f"{result['count']:,.0f} images"
+        f"{result['count']:,.0f} images{', each and its mirror image' * args.flip}"
     )
 
 

@@ -19,6 +19,7 @@ from flaxcnn.data.preprocess import Preprocess
 from flaxcnn.data.sources import Source
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.registry import model_fields, model_info
+from flaxcnn.train.steps import infer
 from flaxcnn.weights.catalog import imagenet_classes
 from flaxcnn.weights.files import model_facts, save_model
 from flaxcnn.weights.pretrained import (
@@ -55,18 +56,21 @@ class Classifier:
     resize: int
     preprocess: Preprocess
 
-    def logits(self, images: np.ndarray) -> jax.Array:
-        """Logits [N, classes] of images, uint8 [N, H, W, C]."""
-        return self._forward(self.variables, self.preprocess.arrays, images)
+    def logits(self, images: np.ndarray, flip: bool = False) -> jax.Array:
+        """Logits [N, classes] of images, uint8 [N, H, W, C].
+
+        With `flip` they are the mean of those of an image and of its mirror image.
+        """
+        return self._forward(self.variables, self.preprocess.arrays, images, flip)
 
     @functools.cached_property
     def _forward(self) -> Any:
-        @functools.partial(jax.jit, compiler_options=compiler_options())
-        def forward(variables: Any, arrays: Any, images: jax.Array) -> Any:
+        def forward(variables: Any, arrays: Any, images: jax.Array, flip: bool) -> Any:
             x = preprocessing.apply(self.preprocess.kind, arrays, images)
-            return self.model.apply(variables, x, train=False)
+            return infer(self.model, variables, x, flip)
 
-        return forward
+        options = compiler_options()
+        return jax.jit(forward, static_argnames="flip", compiler_options=options)
 
     def read(self, path: str | Path) -> np.ndarray:
         """An image file as the network takes it: uint8 [H, W, C].
@@ -125,7 +129,7 @@ class Classifier:
         Args:
           source: the samples.
           batch_size: images at a time.
-          flip: an image's logits are the mean of its own and its mirror image's.
+          flip: as of `logits`.
 
         Returns:
           {"loss", "accuracy", "top5", "count"}: the mean cross-entropy, accuracies in
@@ -153,10 +157,7 @@ class Classifier:
             numbers = np.array([self.classes.index(name) for name in source.classes])
         sums = np.zeros(4)
         for images, labels, mask in _batches(source, min(batch_size, len(source))):
-            logits = np.asarray(self.logits(images), np.float64)[mask]
-            if flip:
-                logits += np.asarray(self.logits(images[:, :, ::-1]))[mask]
-                logits /= 2
+            logits = np.asarray(self.logits(images, flip), np.float64)[mask]
             self._check_finite(logits)
             labels = numbers[labels[mask]]
             right = logits[np.arange(len(logits)), labels]

@@ -46,8 +46,8 @@ def plot_experiment(
     Args:
       experiment: of `flaxcnn.reproduce`.
       rows: of its table; those without a result are left out.
-      curves: rows of metrics.jsonl by the row's name: of the test images, or, if a run
-        was tested only at its end, of the training images.
+      curves: rows of metrics.jsonl by the row's name, of both splits. Those of the
+        test images are drawn, or, if a run was tested only at its end, the others.
       path: of the picture.
     """
     from matplotlib import colormaps

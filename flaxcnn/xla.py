@@ -24,17 +24,21 @@ CPU: dict[str, str | bool] = {
 def compiler_options() -> dict[str, str | bool]:
     """Options for `jax.jit(..., compiler_options=...)` on the default platform.
 
-    Empty where there is nothing to gain, or where this version of XLA does not know
-    them. The trainer, `flaxcnn predict` and `flaxcnn evaluate` use them.
+    Empty where there is nothing to gain; without those that this version of XLA does
+    not know. The trainer, `flaxcnn predict` and `flaxcnn evaluate` use them.
     """
     if jax.default_backend() != "cpu":
         return {}
     nothing = jax.jit(lambda: 0).lower()
-    try:
-        nothing.compile(compiler_options=CPU)
-    except jax.errors.JaxRuntimeError:  # "No such compile option"
-        return {}
-    return CPU
+
+    def known(option: dict[str, str | bool]) -> bool:
+        try:
+            nothing.compile(compiler_options=option)
+        except jax.errors.JaxRuntimeError:  # "No such compile option"
+            return False
+        return True
+
+    return {key: value for key, value in CPU.items() if known({key: value})}
 
 
 def use_compilation_cache() -> Path | None:

@@ -77,12 +77,24 @@ def test_a_part_of_an_experiment_leaves_the_other_rows(tmp_path, monkeypatch):
     assert (experiment, plotted) == (page.EXPERIMENTS["nin"], rows)
     assert path == folder / "nin.png"
     assert curves["nin"] == [
-        {"split": "train", "epoch": 1, "accuracy": 0.05},
         {"split": "test", "epoch": 1, "accuracy": 0.15},
-        {"split": "train", "epoch": 2, "accuracy": 0.1},
         {"split": "test", "epoch": 2, "accuracy": 0.3},
+        {"split": "train", "epoch": 1, "accuracy": 0.05},
+        {"split": "train", "epoch": 2, "accuracy": 0.1},
     ]
-    assert curves["nin_augmented"][-1]["accuracy"] == 0.1
+    assert curves["nin_augmented"][1]["accuracy"] == 0.1
+
+
+def test_an_epoch_that_was_run_again_counts_once():
+    line = (
+        "2026-11-28 07:00:00,000 epoch {:<7} step 98     train loss 2.0   accuracy {} %"
+    )
+    lines = [line.format(*x) for x in ((1, 20.5), (2.01, 30), (2.01, 31), (3, 40))]
+    assert page.logged("\n".join(lines)) == [
+        {"split": "train", "epoch": 1, "accuracy": 0.205},
+        {"split": "train", "epoch": 2.01, "accuracy": 0.31},
+        {"split": "train", "epoch": 3, "accuracy": 0.4},
+    ]
 
 
 def last_accuracy(log):

@@ -61,8 +61,8 @@ class Block(nn.Module):
       groups: of the bottleneck's 3x3 convolution.
       base_width: its width in the first stage, where `width` is 64, per group.
       stride_in_1x1: stride in the bottleneck's first convolution.
-      remat: of training, keep the input and the convolutions of `width` channels alone
-        for the backward pass, and compute the rest again.
+      remat: in training keep for the backward pass the input and what the convolutions
+        give, but for a bottleneck's last and the shortcut's; compute the rest again.
       dtype: of the computation.
     """
 
@@ -78,6 +78,8 @@ class Block(nn.Module):
     expansion: ClassVar[int]
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, C] to [N, H / stride, W / stride, expansion * width]."""
+
         def forward(block: Any, x: jax.Array) -> jax.Array:
             y: jax.Array = block.forward(x, train)
             return y
@@ -92,6 +94,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def keep(self, x: jax.Array, train: bool) -> jax.Array:
+        """x, which `remat` keeps for the backward pass."""
         return checkpoint_name(x, "kept") if self.remat and train else x
 
     def conv(
@@ -207,8 +210,8 @@ class ResNet(nn.Module):
       base_width: channels of each group in the first stage (ResNeXt, Wide ResNet).
       stride_in_1x1: the paper's bottleneck, not torchvision's.
       scan_blocks: compile the blocks of a stage once, run them in a loop.
-      remat: train in less memory and more time: keep the blocks' inputs and narrow
-        convolutions alone for the backward pass, and compute the rest again.
+      remat: train in less memory, see `Block`; on CPU with the options of
+        `flaxcnn.xla.compiler_options`, as the trainer does.
       dtype: of the computation; parameters and logits stay float32.
     """
 

@@ -48,6 +48,7 @@ class ResNetCIFAR(nn.Module):
       shortcut: "A", "B", "C", or "none" for a plain network.
       norm: "batchnorm", or one of "evonorm_b0" to "evonorm_s2".
       scan_blocks: compile the blocks of a stage once, run them in a loop.
+      remat: train in less memory, see `flaxcnn.models.resnet.Block`.
       dtype: of the computation; parameters and logits stay float32.
     """
 
@@ -56,6 +57,7 @@ class ResNetCIFAR(nn.Module):
     shortcut: str = "A"
     norm: str = "batchnorm"
     scan_blocks: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -65,8 +67,9 @@ class ResNetCIFAR(nn.Module):
         """Logits [N, num_classes] of images [N, H, W, C] of any size."""
         check_images("ResNet", x)
         block = functools.partial(
-            BasicBlock, shortcut=self.shortcut, norm=self.norm, dtype=self.dtype
-        )
+            BasicBlock, shortcut=self.shortcut, norm=self.norm, remat=self.remat,
+            dtype=self.dtype,
+        )  # fmt: skip
         ends = {}
 
         x = Conv(16, (3, 3), 1, 1, use_bias=False, kernel_init=he_normal_fan_out,

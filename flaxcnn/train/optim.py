@@ -66,6 +66,7 @@ def make_optimizer(
 
     Weight decay is L2 (added to the gradient, before momentum) unless the
     optimizer has a decay of its own, as adamw and lion have; that one is decoupled.
+    muon takes every kernel, of convolutions too, as a matrix from inputs to outputs.
     """
     function = optimizer_function(optim.name)
     accepted = inspect.signature(function).parameters

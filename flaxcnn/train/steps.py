@@ -137,17 +137,12 @@ def make_eval_step(
 ) -> Callable[[PyTree, Batch], Metrics]:
     """A pure `eval_step(variables, batch) -> metrics`.
 
-    With `flip` an image's logits are the mean of its own and its mirror image's.
-    `batch["mask"]` is 0 for the samples that only fill up the last batch; they
-    count nowhere. Metrics are sums: {"loss", "correct", "count"}.
+    `flip` as of `infer`. `batch["mask"]` is 0 for the samples that only fill up the
+    last batch; they count nowhere. Metrics are sums: {"loss", "correct", "count"}.
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> Metrics:
-        images = batch["image"]
-        logits: Any = model.apply(variables, images, train=False)
-        if flip:
-            mirrored: Any = model.apply(variables, images[:, :, ::-1], train=False)
-            logits = (logits + mirrored) / 2
+        logits = infer(model, variables, batch["image"], flip)
         targets = jax.nn.one_hot(batch["label"], num_classes)
         losses = optax.softmax_cross_entropy(logits, targets)
         hits = logits.argmax(-1) == batch["label"]
@@ -156,6 +151,19 @@ def make_eval_step(
         return lax.psum(sums, axis_name) if axis_name else sums
 
     return eval_step
+
+
+def infer(
+    model: Network, variables: PyTree, images: jax.Array, flip: bool = False
+) -> jax.Array:
+    """Logits [N, classes] of images [N, H, W, C], preprocessed.
+
+    With `flip` they are the mean of those of an image and of its mirror image.
+    """
+    logits: jax.Array = model.apply(variables, images, train=False)
+    if flip:
+        logits = (logits + infer(model, variables, images[:, :, ::-1])) / 2
+    return logits
 
 
 def plain_inputs(
