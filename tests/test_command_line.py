@@ -425,9 +425,9 @@ def test_a_batch_is_no_larger_than_the_data(weights, monkeypatch):
     sizes = []
     logits = Classifier.logits
 
-    def counted(self, images):
+    def counted(self, images, flip):
         sizes.append(len(images))
-        return logits(self, images)
+        return logits(self, images, flip)
 
     monkeypatch.setattr(Classifier, "logits", counted)
     run("evaluate", "--weights", weights, "--data=digits", "--limit=3",

@@ -42,7 +42,7 @@ def assert_close(a, b, **tolerance):
 
 @pytest.mark.parametrize("fields", [{}, {"scan_blocks": True}])
 def test_variables_are_those_of_init(fields):
-    model = flaxcnn.create_model("resnet20_cifar", num_classes=3, **fields)
+    model = flaxcnn.create_model("resnet20_cifar", num_classes=3, n=2, **fields)
     x = jnp.zeros((1, 32, 32, 3))
     found = init_variables(model, jax.random.key(5), x)
     expected = jax.jit(model.init, static_argnames="train")(
