@@ -449,6 +449,6 @@ def test_training_the_head_is_twice_as_fast_and_cached_ten_times():
     programs = programs_of(model, shape, batch=64)
     rounds = [{key: seconds(*p) for key, p in programs.items()} for _ in range(10)]
     times = {key: min(times[key] for times in rounds) for key in programs}
-    assert times["last:3"] < times["all"]
+    assert times["head"] < times["last:3"] < times["all"]
     assert 2 * times["head"] < times["all"]
     assert 10 * times["cached"] < times["all"]

@@ -238,9 +238,9 @@ def _check_cached(config: ConfigDict) -> None:
             "the head has to stay as it is"
         )
     augmentation = ("flip", "translate", "cutout", "mixup", "cutmix")
-    flat = flatten(config)
-    for key in (*(f"data.{name}" for name in augmentation), "eval_flip"):
-        if flat[key]:
+    given = flatten(config)
+    for key in ("eval_flip", *(f"data.{name}" for name in augmentation)):
+        if given[key]:
             raise FlaxcnnError(
                 f"{where} sees every image once, as it is; leave out config.{key}"
             )

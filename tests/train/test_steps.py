@@ -40,7 +40,7 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
-@pytest.mark.parametrize("fields", [{"n": 1}, {"n": 2, "scan_blocks": True}])
+@pytest.mark.parametrize("fields", [{}, {"scan_blocks": True}])
 def test_variables_are_those_of_init(fields):
     model = flaxcnn.create_model("resnet20_cifar", num_classes=3, **fields)
     x = jnp.zeros((1, 32, 32, 3))
