@@ -30,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int):
         self.directory = (workdir / "checkpoints").resolve()
-        for name in ("absl", "orbax"):  # it logs, at length, what it raises as well
+        for name in ("absl", "asyncio", "orbax"):  # they log what orbax raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _ignore_closed_loops()
         newest = policies.LatestN(keep)
@@ -149,10 +149,11 @@ def _disk_full(error: BaseException | None) -> bool:
 @functools.cache
 def _ignore_closed_loops() -> None:
     """After one write failed, tensorstore's others report to a loop that is gone."""
-    usual = sys.excepthook
+    usual = sys.unraisablehook
 
-    def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
-        if not (kind is RuntimeError and str(value) == "Event loop is closed"):
-            usual(kind, value, trace)
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and "loop is closed" in str(error)):
+            usual(unraisable)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
