@@ -174,7 +174,8 @@ def add(name: str, workdir: Path) -> None:
     (target / "logs").mkdir(parents=True, exist_ok=True)
     for run in read_csv(workdir / f"{name}-runs.csv"):
         log = workdir / run["run"] / "log.txt"
-        shutil.copy(log, target / "logs" / f"{run['run']}.txt")
+        if log.exists():  # the run has begun
+            shutil.copy(log, target / "logs" / f"{run['run']}.txt")
     for table in (f"{name}.csv", f"{name}-runs.csv"):
         rows, place = read_csv(workdir / table), target / table
         write_csv(place, merge(EXPERIMENTS[name], rows, place))

@@ -135,24 +135,31 @@ def test_a_diverged_run_is_a_row(tmp_path, monkeypatch):
     assert report("test", experiment, runs, tmp_path) == table
 
 
+def pretend(run, accuracy):
+    """The files of a run of two steps that ended so; None: it diverged."""
+    run.path.mkdir()
+    row = {"accuracy": accuracy or 0.9, "seconds": 1, "images_per_second": 8,
+           "epoch": 1, "step": 2}  # fmt: skip
+    lines = [json.dumps({**row, "split": split}) for split in ("train", "test")]
+    (run.path / "metrics.jsonl").write_text("\n".join(lines))
+    outcome = {"diverged": 1 if accuracy is None else None,
+               "date": "", "hardware": "", "versions": ""}  # fmt: skip
+    (run.path / "outcome.json").write_text(json.dumps(outcome))
+
+
 def test_of_several_rates_the_best_one_counts(tmp_path):
     experiment = experiment_of(GOOD)
     rates = ["1e30", "1e-6", "0.05"]
     runs = plan(experiment, tmp_path, overrides={"data.limit": "64"}, rates=rates)
     assert [run.config.optim.lr for run in runs] == [1e30, 1e-6, 0.05]
-    accuracy = {"1e-06": 0.3, "0.05": 0.12, "1e+30": 0.9}
+    accuracy = {"1e-06": 0.3, "0.05": 0.12, "1e+30": None}
     for run in runs:
-        run.path.mkdir()
-        row = {"accuracy": accuracy[f"{run.config.optim.lr:g}"], "seconds": 1,
-               "images_per_second": 8, "epoch": 1, "step": 2}  # fmt: skip
-        lines = [json.dumps({**row, "split": split}) for split in ("train", "test")]
-        (run.path / "metrics.jsonl").write_text("\n".join(lines))
-        outcome = {"diverged": 1 if run.config.optim.lr == 1e30 else None,
-                   "date": "", "hardware": "", "versions": ""}  # fmt: skip
-        (run.path / "outcome.json").write_text(json.dumps(outcome))
+        pretend(run, accuracy[f"{run.config.optim.lr:g}"])
     report("test", experiment, runs, tmp_path)
     (row,) = read(tmp_path / "test.csv")
     assert (row["lr"], row["result"]) == ("1e-06", "0.3")
+    assert row["recipe"] == "data.limit=64, optim.lr=1e-06 of 1e30, 1e-6, 0.05"
+    assert row["status"] == "finished; diverged at step 1, lr 1e+30"
     assert float(row["training_seconds"]) == 2 * runs[0].config.batch_size / 8
     of_runs = read(tmp_path / "test-runs.csv")
     assert [row["status"] for row in of_runs] == [
@@ -195,8 +202,11 @@ def test_conclusions_are_of_whole_recipes():
     part = markdown(experiment, rows[1:])
     assert "11 rows" in part
     assert "in place of" not in part
-    rows[3]["recipe"] = "shortened: 5 of 350 epochs"
-    assert "in place of" not in markdown(experiment, rows)
+    rows[3]["recipe"] = "precision=bf16"
+    assert "in place of" in markdown(experiment, rows)
+    for shorter in ("shortened: 5 of 350 epochs", "precision=bf16, data.limit=1000"):
+        rows[3]["recipe"] = shorter
+        assert "in place of" not in markdown(experiment, rows)
 
 
 def test_a_signal_while_nothing_trains(tmp_path, monkeypatch):
@@ -214,6 +224,41 @@ def test_a_signal_while_nothing_trains(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
     assert "| unfinished |" in report("test", experiment, runs, tmp_path / "run")
     assert not (tmp_path / "run" / "test.png").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_the_end_of_a_run(tmp_path, monkeypatch, capsys, number):
+    """It saves what it has, and no other begins; the next call repeats nothing."""
+    other = Row("other", TINY, {"steps": "1"})
+    runs = plan(experiment_of(GOOD, other), tmp_path, overrides={"data.limit": "64"})
+    finish = Trainer.finish
+
+    def interrupted(trainer):
+        os.kill(os.getpid(), number)
+        finish(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "finish", interrupted)
+        assert not carry_out(runs)
+    assert (runs[0].path / "model.safetensors").exists()
+    assert not runs[1].path.exists()
+    capsys.readouterr()
+    assert carry_out(runs)
+    assert "finished at step 2" in capsys.readouterr().out
+
+
+def test_of_rates_at_which_runs_diverge(tmp_path):
+    """One lucky run of two is no better than two that finish."""
+    runs = plan(
+        experiment_of(GOOD), tmp_path, seeds=2, rates=["0.1", "0.01"],
+        overrides={"data.limit": "64"},
+    )  # fmt: skip
+    for run, accuracy in zip(runs, (0.9, None, 0.5, 0.4), strict=True):
+        pretend(run, accuracy)
+    report("test", experiment_of(GOOD), runs, tmp_path)
+    (row,) = read(tmp_path / "test.csv")
+    assert (row["lr"], row["result"], row["runs"]) == ("0.01", "0.45", "2")
+    assert row["status"] == "finished; 1 of 2 diverged at step 1, lr 0.1"
 
 
 @pytest.mark.long
@@ -277,6 +322,11 @@ def test_what_a_row_says_about_its_recipe(tmp_path):
     assert recipe("table3") == recipe("table3", epochs=350) == "whole"
     assert recipe("table3", epochs=5) == "shortened: 5 of 350 epochs"
     assert recipe("table3_augmented", overrides={"data.dir": "/data"}) == "whole"
+    assert recipe("table3", rates=["0.1"]) == "optim.lr=0.1"
+    runs = plan(EXPERIMENTS["notebooks"], tmp_path, overrides={"epochs": "3"})
+    recipes = {run.row.name: (run.recipe, run.config.epochs) for run in runs}
+    assert recipes["nin"] == ("epochs=3", 3)
+    assert recipes["nin_intended"] == ("whole", 100)  # the row's own goes first
     short = plan(EXPERIMENTS["table3"], tmp_path, epochs=35)[0].config
     assert Durations(50_000, 128).total(short) == math.ceil(35 * 50_000 / 128)
     assert short.optim.milestones == ("20.0 epochs", "25.0 epochs", "30.0 epochs")

@@ -103,7 +103,12 @@ def plan(
             for seed in range(seeds):
                 own = load_config(row.config or config, {**keys, "seed": str(seed)})
                 # A config that is given on the command line is a recipe as it is.
-                recipe = _differences(own, overrides if row.config else {}, epochs)
+                given = overrides if row.config else {}
+                other = {k: v for k, v in given.items() if k not in row.overrides}
+                if rate:
+                    of = f" of {', '.join(rates)}" if len(rates) > 1 else ""
+                    other["optim.lr"] = f"{own.optim.lr:g}{of}"
+                recipe = _differences(own, other, epochs)
                 if epochs:
                     scale(own, epochs)
                 path = workdir / run_name(row.name, rate, seed)
@@ -169,7 +174,7 @@ def carry_out(runs: Sequence[Run], time_limit: float = 0) -> bool:
                 if not run.outcome:
                     print(f"{run.row.name}: {shown(run.path)}", flush=True)
                     _finish(run)
-    except KeyboardInterrupt:  # Stopped too
+    except Stopped:
         return False
     return True
 
@@ -178,8 +183,6 @@ def _finish(run: Run) -> None:
     step, message = None, ""
     try:
         fit(run.config, run.path)
-        if not (run.path / "model.safetensors").exists():
-            raise Stopped
     except DivergedError as error:
         step, message = error.step, str(error)
         print(f"{run.row.name}: {error}", flush=True)
@@ -196,7 +199,7 @@ def _finish(run: Run) -> None:
 
 @contextlib.contextmanager
 def _stopping(time_limit: float) -> Iterator[None]:
-    """SIGTERM, which also comes at the time limit, raises Stopped.
+    """SIGTERM, which also comes at the time limit, and Ctrl-C raise Stopped.
 
     But not while a run trains: there it saves first (`flaxcnn.train.signals`).
     """
@@ -206,14 +209,15 @@ def _stopping(time_limit: float) -> Iterator[None]:
 
     timer = threading.Timer(time_limit, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
-    old = signal.signal(signal.SIGTERM, stop)
+    old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         if time_limit:
             timer.start()
         yield
     finally:
         timer.cancel()
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def hardware() -> str:

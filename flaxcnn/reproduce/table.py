@@ -26,6 +26,8 @@ COLUMNS = (
     "images_per_second", "seconds", "training_seconds", "lr", "recipe", "status",
     "source", "date", "hardware", "versions", "command",
 )  # fmt: skip
+# Recipes of which a paper's conclusions are not to be judged.
+SHORTER = ("shortened", "epochs=", "steps=", "examples=", "data.limit=")
 
 
 def report(
@@ -36,7 +38,8 @@ def report(
 
     Rows that the workdir's tables have and these runs have not stay there. Of several
     learning rates a row has the one of the best mean result on the test images, as
-    papers do that search for it; <name>-runs.csv has every run.
+    papers do that search for it, of those at which most runs finished; the row's status
+    tells where others diverged, and <name>-runs.csv has every run.
     """
     rows = []
     for row in dict.fromkeys(run.row.name for run in runs):
@@ -44,8 +47,10 @@ def report(
         rates = dict.fromkeys(run.config.optim.lr for run in of_row)
         groups = [[r for r in of_row if r.config.optim.lr == rate] for rate in rates]
         found = [_summary(experiment, group) for group in groups]
-        best = max(range(len(found)), key=lambda i: _rank(experiment.measure, found[i]))
-        rows.append({**found[best], "command": command})
+        found.sort(key=lambda row: _rank(experiment.measure, row), reverse=True)
+        status = [row["status"] for row in found]
+        status[1:] = [words for words in status[1:] if "diverged" in words]
+        rows.append({**found[0], "status": "; ".join(status), "command": command})
     workdir.mkdir(parents=True, exist_ok=True)
     rows = merge(experiment, rows, workdir / f"{name}.csv")
     details = [_of_run(run) for run in runs]
@@ -168,10 +173,11 @@ def _status(runs: Sequence[Run]) -> str:
     return "; ".join(words) or "finished"
 
 
-def _rank(measure: str, row: dict[str, Any]) -> float:
+def _rank(measure: str, row: dict[str, Any]) -> tuple[int, float]:
     if row["result"] == "":
-        return -1.0
-    return row["result"] if measure == "accuracy" else 1 - row["result"]
+        return 0, 0.0
+    sign = 1 if measure == "accuracy" else -1
+    return row["runs"], sign * row["result"]
 
 
 def _accuracy(run: Run) -> float | None:
@@ -257,8 +263,8 @@ def markdown(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells = [_cell(row, column) for column in columns.values()]
         lines.append(f"| {' | '.join(cells)} |")
-    whole = not any(row["recipe"].startswith("shortened") for row in rows)
-    if experiment.claims and whole:
+    changes = {change for row in rows for change in row["recipe"].split(", ")}
+    if experiment.claims and not any(x.startswith(SHORTER) for x in changes):
         lines += _conclusions(experiment, rows)
     return "\n".join(lines) + "\n"
 

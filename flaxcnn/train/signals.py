@@ -9,8 +9,12 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and SIGINT into a flag; a second one acts as usual."""
-    received = []
+    """Turns SIGTERM and SIGINT into a flag; a second one acts as usual.
+
+    At the end, one that came goes on to the handler that the program had for it: it
+    may have come too late for the flag to be looked at.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -27,3 +31,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+        for number in received:
+            handler = old[signal.Signals(number)]
+            if callable(handler) and handler is not signal.default_int_handler:
+                handler(number, None)
