@@ -6,6 +6,7 @@
 Images at 224 pixels, normalised as ImageNet's; the last layer replaced, all others
 frozen and without their dropout, so that they compute the features of an image only
 once; evaluated without any. (In training the dropout before the last layer is on.)
+They are computed before the first step, and anew when a run that stopped continues.
 Expected: 84.23 % test accuracy after 10 epochs, of the author's own later notebook
 (rasbt/deeplearning-models, transferlearning-vgg16.ipynb), whose dropout was on.
 

@@ -61,7 +61,8 @@ def speedruns() -> str:
         f"## Fast recipes\n\nTraining on CIFAR-10 as {AIRBENCH} publishes it, beside "
         "[ours](../configs/allcnn_c_fast.py): `flaxcnn reproduce fast --workdir "
         "runs/fast`. Its seconds are those after a warm-up, without compilation; ours "
-        "are of the whole run, compilation and tests included. Its test images count "
+        "are of the whole run after the data are loaded, with compilation and tests. "
+        "Its test images count "
         "with their mirror images and translations; ours as they are.\n",
         "| recipe | test accuracy | seconds | on | source |\n|---|--:|--:|---|---|",
     ]

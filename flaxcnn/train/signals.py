@@ -31,7 +31,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-        for number in received:
-            handler = old[signal.Signals(number)]
+        for came in received:
+            handler = old[signal.Signals(came)]
             if callable(handler) and handler is not signal.default_int_handler:
-                handler(number, None)
+                handler(came, None)
