@@ -7,8 +7,9 @@ Expected test error: ResNet-20 8.75 %, 32 7.51 %, 44 7.17 %, 56 6.97 %, 110 6.43
 (the paper's, as akamaster/pytorch_resnet_cifar10 quotes them).
 
 64,000 steps of 128 images, here of all 50,000 (the paper keeps 5,000 aside), each
-channel standardized (the paper subtracts the mean of each pixel). The paper trains ResNet-110 at a tenth of
-the rate at first, about 400 steps; here the rate rises linearly over as many.
+channel standardized (the paper subtracts the mean of each pixel). The paper trains
+ResNet-110 at a tenth of the rate at first, about 400 steps; here the rate rises
+linearly over as many.
 Seen so far: shortened, in results/resnets; with EvoNorm in results/evonorm.
 """
 
