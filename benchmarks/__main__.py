@@ -32,10 +32,11 @@ def main(argv: list[str]) -> None:
     out = args.out or Path("results/benchmarks") / f"{args.suite}.json"
     keep = args.out or not args.smoke
     results = report.read(out) if keep else {}
+    attempts = report.read_attempts(out) if keep else {}
     deadline = time.monotonic() + args.time_limit
     command = shlex.join(["python", "-m", "benchmarks", *argv])
     left, failed = [], []
-    for name in in_turn(rows, results):
+    for name in in_turn(rows, results, attempts):
         needed = results.get(name, {}).get("seconds", SHORTEST)
         if time.monotonic() + needed > deadline:
             left.append(name)
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> None:
         started, date = time.monotonic(), datetime.datetime.now(datetime.UTC)
         say(f"{name}:")
         ceilings = results.get("ceilings", {}).get("values", {})
+        attempts[name] = date.isoformat(timespec="seconds")
         try:
             result = run(
                 args.suite, rows[name], effort, args.rounds, deadline, ceilings
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> None:
             failed.append(f"{name}: {error}")
             continue
         results[name] = {
-            "date": date.isoformat(timespec="seconds"), "command": command,
+            "date": attempts.pop(name), "command": command,
             "smoke": args.smoke, "seconds": round(time.monotonic() - started, 1),
             **found, **result,
         }  # fmt: skip
@@ -66,10 +68,12 @@ def main(argv: list[str]) -> None:
         print(report.table(results[name]), flush=True)
         results = {row: results[row] for row in SUITES[args.suite] if row in results}
         if keep:
-            report.write(out, args.suite, results)
+            report.write(out, args.suite, results, attempts)
+    if keep:
+        report.write(out, args.suite, results, attempts)
     print(f"\n{report.goal_table(verdicts(args.suite, results))}")
     if left:
-        say(f"left by --time-limit, first in the next call: {', '.join(left)}")
+        say(f"left by --time-limit, for the next call: {', '.join(left)}")
     if failed:
         raise FlaxcnnError("; ".join(failed))
 
@@ -109,9 +113,12 @@ def select(suite: str, only: list[str] | None) -> dict[str, Benchmark]:
     return {name: SUITES[suite][name] for name in only or SUITES[suite]}
 
 
-def in_turn(rows: dict[str, Benchmark], results: dict[str, Any]) -> list[str]:
-    """Rows never measured, then the others from the oldest on."""
-    return sorted(rows, key=lambda name: results.get(name, {}).get("date", ""))
+def in_turn(
+    rows: dict[str, Benchmark], results: dict[str, Any], attempts: dict[str, str]
+) -> list[str]:
+    """Rows never tried, then the others from the oldest result or attempt on."""
+    dates = {name: result["date"] for name, result in results.items()} | attempts
+    return sorted(rows, key=lambda name: dates.get(name, ""))
 
 
 if __name__ == "__main__":

@@ -95,12 +95,13 @@ class Contender(NamedTuple):
     """A net with its batch, ready to step.
 
     Attributes:
-      step: does one step; need not wait for it.
+      step: does one step, or several in one call; need not wait for it.
       wait: waits for the last step; returns a number that is finite if all is well.
       params: number of parameters.
-      images: of a step; operations or bytes, in units of 1e12, of a ceiling.
+      images: of a call; operations or bytes, in units of 1e12, of a ceiling.
       outputs: of the last step, to compare; None: what `wait` returns.
       windows: measures by itself: images a second of each window.
+      steps: of training that a call of `step` takes.
     """
 
     step: Callable[[], None]
@@ -109,6 +110,7 @@ class Contender(NamedTuple):
     images: float
     outputs: Callable[[], list[float]] | None = None
     windows: "Callable[[Effort], list[float]] | None" = None
+    steps: int = 1
 
 
 class Unavailable(Exception):
@@ -124,7 +126,7 @@ class Effort:
     """How long to measure.
 
     Attributes:
-      warmup: steps before each round, at least 1.
+      warmup: steps before each round, at least 1; whole calls.
       windows: timed windows a round; the round's value is their median.
       seconds: shortest window.
       steps: fewest steps of a window.

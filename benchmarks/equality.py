@@ -16,12 +16,12 @@ PLAIN = ("allcnn_c", "nin", "vgg16_cifar", "vgg16")
 def tolerances(bench: Benchmark) -> float | list[float]:
     """Of the values, relative to the largest.
 
-    A missing L2 changes All-CNN-C's losses by 7e-5, rounding by 2e-7; on a GPU other
-    algorithms round more.
+    A missing L2 changes All-CNN-C's losses by 7e-5, rounding by 2e-7; on a GPU, where
+    other algorithms round more, the CPU's check of the same recipe has to do.
     """
     if bench.kind != "train":
         return 1e-4 if bench.kind == "infer" else 2e-2
-    first = 2e-5 if bench.dtype == "float32" else 1e-3
+    first = 2e-5 if bench.dtype == "float32" else 1e-4
     later = first if bench.net in PLAIN else 100 * first
     return [first, later, later]
 
@@ -42,13 +42,13 @@ class Evidence(NamedTuple):
 
 def evidence(setup: Setup) -> Evidence:
     """The evidence of a contender; runs in its process."""
+    if setup.contender == "flaxcnn_deterministic":  # as it is measured
+        first, second = _values(setup), _values(setup)
+        if first != second:
+            raise FlaxcnnError("two runs of flaxcnn_deterministic have other losses")
     batch = 8 if setup.bench.kind == "train" else setup.bench.batch
     bench = dataclasses.replace(setup.bench, batch=batch, dtype="float32")
-    setup = setup._replace(bench=bench, exact=True)
-    found = _values(setup)
-    if setup.contender == "flaxcnn_deterministic" and _values(setup) != found:
-        raise FlaxcnnError("two runs of flaxcnn_deterministic have other losses")
-    return found
+    return _values(setup._replace(bench=bench, exact=True))
 
 
 def _values(setup: Setup) -> Evidence:

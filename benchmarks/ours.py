@@ -1,6 +1,7 @@
 """flaxcnn: the trainer's own optimizer, step, augmentation and compilation."""
 
 import json
+import math
 import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -115,7 +116,7 @@ def train(setup: Setup) -> Contender:
         return float(metrics["loss"]) / (steps * bench.batch)
 
     params = sum(x.size for x in jax.tree.leaves(state.variables["params"]))
-    return Contender(step, wait, params, steps * bench.batch)
+    return Contender(step, wait, params, steps * bench.batch, steps=steps)
 
 
 def infer(setup: Setup) -> Contender:
@@ -234,7 +235,9 @@ def epoch(setup: Setup) -> Contender:
 
     def windows(effort: Effort) -> list[float]:
         nonlocal rate
-        steps = max(effort.steps, round(effort.seconds * rate / bench.batch))
+        call = default_steps_per_call()
+        steps = max(effort.steps, effort.seconds * rate / bench.batch)
+        steps = math.ceil(steps / call) * call
         with tempfile.TemporaryDirectory(dir=temporary.name) as workdir:
             with redirect_stdout(sys.stderr):
                 fit(
@@ -246,6 +249,8 @@ def epoch(setup: Setup) -> Contender:
         seconds = np.diff([row["seconds"] for row in rows])  # the first one compiles
         rates = [steps * bench.batch / max(s, 0.01) for s in seconds]
         rate = float(np.median(rates))
+        if steps * bench.batch / rate < effort.seconds / 2:  # the guess was too low
+            return windows(effort)
         return rates
 
     return Contender(lambda: None, lambda: 0.0, 0, bench.batch, windows=windows)

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import report, worker
 from benchmarks.benchmark import Benchmark, Effort, OutOfTime, Setup, Unavailable
 from benchmarks.equality import evidence, require_equal
-from benchmarks.suites import ENVIRONMENT
+from benchmarks.suites import ENVIRONMENT, SMOKE
 from benchmarks.worker import Worker
 from flaxcnn import FlaxcnnError
 
@@ -28,10 +28,14 @@ class Race:
     it is an error.
     """
 
-    def __init__(self, suite: str, bench: Benchmark, deadline: float):
+    def __init__(
+        self, suite: str, bench: Benchmark, deadline: float, smoke: bool = False
+    ):
         self.suite, self.bench, self.deadline = suite, bench, deadline
+        self.smoke = smoke
         self.running = list(bench.contenders)
         self.unavailable: dict[str, str] = {}
+        self.devices: dict[str, str] = {}
         self.check: dict[str, Any] = {}
         self.seconds: dict[str, dict[str, float]] = {}  # of checking and compiling
         self.rounds: report.Rounds = []
@@ -62,7 +66,10 @@ class Race:
         weights, params = None, 0
         if bench.kind in ("train", "infer"):
             weights = folder
-            params = first.call(self.deadline, worker.draw_weights, bench, folder)
+            params = self.attempt(
+                self.running[0], first.call, self.deadline, worker.draw_weights,
+                bench, folder,
+            )  # fmt: skip
         setups = {name: Setup(bench, name, weights) for name in self.running}
 
         def each(what: str, function: Any) -> dict[str, Any]:
@@ -76,13 +83,24 @@ class Race:
                 seconds[name] = round(time.monotonic() - began, 1)
             return {name: found[name] for name in self.running}
 
+        for name, device in each("starting", worker.device).items():
+            self.note(name, device)
         if bench.kind in ("train", "infer", "augment", "jpeg"):
             self.check = each("checking", evidence)
             require_equal(bench, self.check, params)
         each("compiling", worker.start)
         if bench.kind == "train" and ceilings:
             peaks = [ceilings[name]["median"] for name in ("matmul", "copy")]
-            self.roofline = first.call(self.deadline, worker.roofline, bench, *peaks)
+            self.roofline = self.attempt(
+                self.running[0], first.call, self.deadline, worker.roofline, bench,
+                *peaks,
+            )  # fmt: skip
+
+    def note(self, name: str, device: str) -> None:
+        """Raises FlaxcnnError for the GPU suite on a CPU, if it is to be measured."""
+        self.devices[name] = device
+        if self.suite == "gpu" and device == "cpu" and not self.smoke:
+            raise FlaxcnnError(f"{name} sees no GPU; install its CUDA version")
 
     def measure(self, rounds: int, turn: Any) -> None:
         """Whole rounds of turns, as many as end before the deadline.
@@ -126,6 +144,7 @@ class Race:
                 name: {"params": params, "values": values[:4]}
                 for name, (params, values) in self.check.items()
             },
+            "devices": self.devices,
             "unavailable": self.unavailable,
             "roofline": self.roofline,
             "preparation_seconds": self.seconds,
@@ -144,7 +163,7 @@ def run(
       FlaxcnnError: we cannot run, or the contenders do not compute the same.
       OutOfTime: no round of all contenders has ended by the deadline.
     """
-    race = Race(suite, bench, deadline)
+    race = Race(suite, bench, deadline, smoke=effort == SMOKE)
     with ExitStack() as stack:
         temporary = tempfile.TemporaryDirectory(prefix="flaxcnn-benchmark-")
         folder = Path(stack.enter_context(temporary))
@@ -191,6 +210,8 @@ class Fresh:
             setup = Setup(bench, name, None)
             value = process.call(self.race.deadline, function, setup)
             elapsed = time.perf_counter() - started
+            device = process.call(self.race.deadline, worker.device, setup)
+            self.race.note(name, device)
         finally:
             process.close()
         return [elapsed if value is None else value]

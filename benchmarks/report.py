@@ -45,15 +45,19 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str:
     """Of the code that is measured, with "-dirty" if it was changed; "" outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
+
     try:
-        done = subprocess.run(
-            command, cwd=here, capture_output=True, text=True, check=True
-        )
+        found = git("rev-parse", "--short=12", "HEAD").strip()
+        changed = git("status", "--porcelain", "-uno", ":!results")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
+    return f"{found}-dirty" if changed else found
 
 
 def cpu_model() -> str:
@@ -159,10 +163,17 @@ def read(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def write(path: Path, suite: str, rows: dict[str, Any]) -> None:
+def read_attempts(path: Path) -> dict[str, str]:
+    """The dates of the last vain attempts at rows of that file."""
+    return json.loads(path.read_text()).get("attempts", {}) if path.exists() else {}
+
+
+def write(
+    path: Path, suite: str, rows: dict[str, Any], attempts: dict[str, str]
+) -> None:
     """All results of a suite, as JSON and beside it as Markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"suite": suite, "benchmarks": rows}
+    document = {"suite": suite, "benchmarks": rows, "attempts": attempts}
     path.write_text(json.dumps(document, indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(suite, rows))
 

@@ -100,6 +100,14 @@ def build(setup: Setup) -> Contender:
     return getattr(module, kind)(setup)
 
 
+def device(setup: Setup) -> str:
+    """What the contender's library computes on: "cpu", "gpu" (jax) or "cuda"."""
+    module = importlib.import_module(CONTENDERS[setup.contender])
+    if hasattr(module, "jax"):
+        return module.jax.default_backend()
+    return "cuda" if module.torch.cuda.is_available() else "cpu"
+
+
 def start(setup: Setup) -> None:
     """Builds and compiles what `measure` measures."""
     global _running
@@ -111,17 +119,18 @@ def measure(effort: Effort) -> list[float]:
     """Images a second of each window, after a warm-up that also sets their length."""
     if _running.windows:
         return _running.windows(effort)
-    a_step = seconds(effort.warmup) / effort.warmup
-    steps = max(effort.steps, math.ceil(effort.seconds / a_step))
+    first = math.ceil(effort.warmup / _running.steps)
+    a_call = seconds(first) / first
+    calls = math.ceil(max(effort.steps / _running.steps, effort.seconds / a_call))
     return [
-        steps * _running.images / seconds(steps) for _ in range(effort.windows)
+        calls * _running.images / seconds(calls) for _ in range(effort.windows)
     ]  # fmt: skip
 
 
-def seconds(steps: int) -> float:
-    """The time of some steps, synchronised only at the edges."""
+def seconds(calls: int) -> float:
+    """The time of some calls, synchronised only at the edges."""
     started = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(calls):
         _running.step()
     last = _running.wait()
     elapsed = time.perf_counter() - started
@@ -132,14 +141,23 @@ def seconds(steps: int) -> float:
 
 def first_step(setup: Setup) -> None:
     """What `first_step` times, from the start of the process."""
+    run(setup, steps=1)
+
+
+def run(setup: Setup, steps: int) -> None:
+    """Builds a contender and waits for each of its first steps."""
     contender = build(setup)
-    contender.step()
-    contender.wait()
+    for _ in range(steps):
+        contender.step()
+        contender.wait()
 
 
 def memory(setup: Setup) -> float:
-    """MiB at the peak of two training steps: of the GPU, else of the process."""
-    first_step(setup)
+    """MiB at the peak of two training steps: of the GPU, else of the process.
+
+    PyTorch makes its momentum at the end of the first.
+    """
+    run(setup, steps=2)
     module = importlib.import_module(CONTENDERS[setup.contender])
     on_gpu = module.gpu_peak()
     # The process's own peak counts from its parent's size, which is far smaller.

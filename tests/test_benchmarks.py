@@ -255,9 +255,7 @@ def test_rows_are_kept_and_the_missing_and_oldest_come_first(
     measured.clear()  # too little time for any row
     runner.main([*arguments, "--only", "memory", "--time-limit", "1"])
     assert not measured
-    assert "left by --time-limit, first in the next call: memory" in (
-        capsys.readouterr().err
-    )
+    assert "left by --time-limit, for the next call: memory" in capsys.readouterr().err
 
 
 def test_a_deadline_removes_no_contender():
@@ -291,10 +289,18 @@ def test_a_row_without_time_for_a_round_is_left(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(runner, "run", fake_run)
     out = tmp_path / "cpu.json"
     runner.main(["--suite", "cpu", "--only", "scan", "--out", str(out)])
-    assert "left by --time-limit, first in the next call: scan" in (
-        capsys.readouterr().err
+    assert "left by --time-limit, for the next call: scan" in capsys.readouterr().err
+    assert json.loads(out.read_text())["benchmarks"] == {}
+
+    tried = []
+    monkeypatch.setattr(
+        runner, "run", lambda suite, bench, *rest: fake_run(tried.append(bench))
     )
-    assert not out.exists()
+    runner.main(["--suite", "cpu", "--out", str(out), "--only", "scan", "nin_train"])
+    assert tried == [
+        SUITES["cpu"]["nin_train"],
+        SUITES["cpu"]["scan"],
+    ]  # it starves none
 
 
 def test_a_call_ends_at_its_deadline():

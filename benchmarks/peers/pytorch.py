@@ -15,7 +15,11 @@ from benchmarks.benchmark import Contender, Setup, Unavailable, cores
 from benchmarks.peers.nets import make
 from benchmarks.suites import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
-MODES = {"torch_compile": "default", "torch_max_autotune": "max-autotune"}
+MODES = {
+    "torch_compile": "default",
+    "torch_frozen": "default",  # its weights are constants, by the environment
+    "torch_max_autotune": "max-autotune",
+}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Forward = Callable[[torch.Tensor], torch.Tensor]

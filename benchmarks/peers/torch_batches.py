@@ -51,12 +51,12 @@ class Pictures(Dataset):
         ])  # fmt: skip
 
     def __len__(self) -> int:
-        return len(self.images)
+        return EPOCH
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         from PIL import Image
 
-        image = Image.fromarray(self.images[index])
+        image = Image.fromarray(self.images[index % len(self.images)])
         return self.transform(image), index % self.classes
 
 
