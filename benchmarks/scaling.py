@@ -71,7 +71,7 @@ SECTIONS = {
         *(Cell("resnet50", size, 32) for size in (64, 128, 224)),
     ],
     "depth": [Cell(f"resnet{depth}", 224, 32) for depth in (18, 34, 50, 101, 152)],
-    # Eight images in all where the devices differ: they share the same cores.
+    # As many images in all where the devices differ: they share the same cores.
     "seconds": [
         *(Cell("allcnn_c", 32, batch) for batch in (8, 32, 128)),
         Cell("allcnn_c", 64, 8),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax._src.array import ArrayImpl
 
 import flaxcnn
 from flaxcnn.data import preprocess
@@ -236,6 +237,26 @@ def test_every_program_is_traced_once(debug_config, tmp_path, monkeypatch, whole
     steps = ("make_eval_step", "make_train_step")
     assert traced.count(steps[0]) == traced.count(steps[1]) == programs
     assert len(traced) == 2 * programs
+
+
+def test_no_step_waits_for_its_metrics(debug_config, tmp_path, monkeypatch):
+    """Nothing comes from the device but for the rows of the log and checkpoints."""
+    fetched, training, value = [], [], ArrayImpl._value
+
+    def fetch(array):
+        fetched.append(bool(training))
+        return value.fget(array)
+
+    def train(trainer, stop, original=loop.Trainer.train):
+        training.append(stop)
+        original(trainer, stop)
+        training.clear()
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(fetch))
+    monkeypatch.setattr(loop.Trainer, "train", train)
+    fit(debug_config("tiny_bn", steps_per_call=1), tmp_path)
+    assert False in fetched
+    assert True not in fetched
 
 
 def test_a_damaged_checkpoint_is_named(debug_config, tmp_path, capfd):
