@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
             say(f"load average {found['load_average']:.1f}: is something else running?")
         started, date = time.monotonic(), datetime.datetime.now(datetime.UTC)
         say(f"{name}:")
-        ceilings = results.get("ceilings", {}).get("values", {})
+        ceilings = ceilings_of(found["gpu"], results)
         attempts[name] = date.isoformat(timespec="seconds")
         try:
             result = run(
@@ -111,6 +111,13 @@ def select(suite: str, only: list[str] | None) -> dict[str, Benchmark]:
         if name not in SUITES[suite]:
             raise unknown("benchmark", name, SUITES[suite])
     return {name: SUITES[suite][name] for name in only or SUITES[suite]}
+
+
+def ceilings_of(gpu: str, results: dict[str, Any]) -> dict[str, Any]:
+    """Those that were measured on the same card; `gpu` as `report.gpu_state`."""
+    result = results.get("ceilings", {"gpu": "", "values": {}})
+    same = result["gpu"].partition(",")[0] == gpu.partition(",")[0]
+    return result["values"] if same else {}
 
 
 def in_turn(

@@ -258,6 +258,16 @@ def test_rows_are_kept_and_the_missing_and_oldest_come_first(
     assert "left by --time-limit, for the next call: memory" in capsys.readouterr().err
 
 
+def test_the_roofline_is_that_of_the_card():
+    values = {"matmul": {"median": 798}}
+    results = {
+        "ceilings": {"gpu": "NVIDIA H100, 570.1, 90 W, 300 MHz", "values": values}
+    }
+    assert runner.ceilings_of("NVIDIA H100, 570.1, 400 W, 1980 MHz", results) == values
+    assert runner.ceilings_of("NVIDIA H200, 570.1, 90 W, 300 MHz", results) == {}
+    assert runner.ceilings_of("NVIDIA H100, 570.1, 90 W, 300 MHz", {}) == {}
+
+
 def test_a_deadline_removes_no_contender():
     """Else what took too long to compile would leave its goal to slower ones."""
     bench = SUITES["cpu"]["allcnn_c_train"]
