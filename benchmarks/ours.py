@@ -40,6 +40,8 @@ from flaxcnn.train.steps import Metrics, make_train_step, repeat
 from flaxcnn.weights.torch import as_state_dict
 from flaxcnn.xla import compiler_options, release_memory
 
+SCANNED = ("flaxcnn_scan", "flaxcnn_command_buffers")
+
 
 def save_weights(bench: Benchmark, folder: Path) -> int:
     """Draws weights for all contenders, in both layouts; returns their number."""
@@ -98,7 +100,7 @@ def train(setup: Setup) -> Contender:
     train_step: Any = make_train_step(model, tx, num_classes=bench.classes)
     steps: int = 1
     feeds: tuple[Any, ...] = ()
-    if setup.contender == "flaxcnn_scan" and not setup.exact:
+    if setup.contender in SCANNED and not setup.exact:
         steps = default_steps_per_call()
         feeds = (jnp.zeros(steps), steps)
         train_step = repeat(train_step, lambda batch, feed: batch, whole_calls())

@@ -18,6 +18,10 @@ CONTENDERS = {  # name: its module
     "flaxcnn_fit": OURS,  # the whole trainer
     "flaxcnn_remat": OURS,  # with `remat=True`
     "flaxcnn_deterministic": OURS,
+    "flaxcnn_command_buffers": OURS,  # convolutions and loops in them too
+    "flaxcnn_conv_fusion": OURS,  # cuDNN's graphs
+    "flaxcnn_autotune_2": OURS,
+    "flaxcnn_autotune_0": OURS,
     "flax_linen": FLAX,
     "torch_eager": f"{TORCH}.pytorch",
     "torch_compile": f"{TORCH}.pytorch",
@@ -34,6 +38,14 @@ CONTENDERS = {  # name: its module
 }
 ENVIRONMENT = {  # of a contender's process, beside the suite's
     "flaxcnn_deterministic": {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"},
+    "flaxcnn_command_buffers": {
+        "XLA_FLAGS": "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE"
+    },
+    "flaxcnn_conv_fusion": {
+        "XLA_FLAGS": "--xla_gpu_experimental_enable_conv_fusion=true"
+    },
+    "flaxcnn_autotune_2": {"XLA_FLAGS": "--xla_gpu_autotune_level=2"},
+    "flaxcnn_autotune_0": {"XLA_FLAGS": "--xla_gpu_autotune_level=0"},
     "torch_frozen": {"TORCHINDUCTOR_FREEZING": "1"},
 }
 
@@ -191,6 +203,11 @@ def _gpu() -> tuple[dict[str, Benchmark], tuple[Mean, ...]]:
         "deterministic": at224(
             "train", "resnet50", 256, ("flaxcnn",),
             Goal(">=", 0.93, ("flaxcnn",), "G9"), ours="flaxcnn_deterministic",
+        ),
+        "command_buffers": cifar("train", "flaxcnn_scan", "flaxcnn_command_buffers"),
+        "xla_flags": at224(
+            "train", "resnet50", 256,
+            ("flaxcnn_conv_fusion", "flaxcnn_autotune_2", "flaxcnn_autotune_0"),
         ),
         "resnet34_train": g2("resnet34", 256),
         "resnet152_train": g2("resnet152", 128),
