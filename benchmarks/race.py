@@ -1,6 +1,7 @@
 """One row: its contenders in turns, A B C A B C, each in a process of its own."""
 
 import dataclasses
+import os
 import sys
 import tempfile
 import time
@@ -56,7 +57,11 @@ class Race:
             return None
 
     def environment(self, name: str) -> dict[str, str]:
-        return SUITE_ENVIRONMENT[self.suite] | ENVIRONMENT.get(name, {})
+        """Of the contender's process; its flags of XLA go behind the user's."""
+        own = dict(ENVIRONMENT.get(name, {}))
+        if "XLA_FLAGS" in own:
+            own["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own['XLA_FLAGS']}"
+        return SUITE_ENVIRONMENT[self.suite] | own
 
     def prepare(
         self, workers: dict[str, Worker], folder: Path, ceilings: dict[str, Any]

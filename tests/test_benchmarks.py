@@ -268,6 +268,14 @@ def test_the_roofline_is_that_of_the_card():
     assert runner.ceilings_of("NVIDIA H100, 570.1, 90 W, 300 MHz", {}) == {}
 
 
+def test_flags_of_a_contender_are_added_to_those_of_the_user(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    race = Race("gpu", SUITES["gpu"]["deterministic"], deadline=math.inf)
+    flags = race.environment("flaxcnn_deterministic")["XLA_FLAGS"].split()
+    assert flags == ["--xla_a=1", "--xla_gpu_deterministic_ops=true"]
+    assert "XLA_FLAGS" not in race.environment("flaxcnn")  # it has the user's
+
+
 def test_a_deadline_removes_no_contender():
     """Else what took too long to compile would leave its goal to slower ones."""
     bench = SUITES["cpu"]["allcnn_c_train"]
