@@ -54,23 +54,21 @@ def main(argv: list[str]) -> None:
             )
         except OutOfTime:
             left.append(name)
-            continue
         except FlaxcnnError as error:
             say(f"{name} failed: {error}")
             failed.append(f"{name}: {error}")
-            continue
-        results[name] = {
-            "date": attempts.pop(name), "command": command,
-            "smoke": args.smoke, "seconds": round(time.monotonic() - started, 1),
-            **found, **result,
-        }  # fmt: skip
-        print(f"\n{name}: batch {rows[name].batch}, rounds: {len(result['rounds'])}\n")
-        print(report.table(results[name]), flush=True)
+        else:
+            results[name] = {
+                "date": attempts.pop(name), "command": command,
+                "smoke": args.smoke, "seconds": round(time.monotonic() - started, 1),
+                **found, **result,
+            }  # fmt: skip
+            rounds = len(result["rounds"])
+            print(f"\n{name}: batch {rows[name].batch}, rounds: {rounds}\n")
+            print(report.table(results[name]), flush=True)
         results = {row: results[row] for row in SUITES[args.suite] if row in results}
         if keep:
             report.write(out, args.suite, results, attempts)
-    if keep:
-        report.write(out, args.suite, results, attempts)
     print(f"\n{report.goal_table(verdicts(args.suite, results))}")
     if left:
         say(f"left by --time-limit, for the next call: {', '.join(left)}")

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,12 @@ class Race:
         self, workers: dict[str, Worker], folder: Path, ceilings: dict[str, Any]
     ) -> None:
         """Compares the contenders, then builds and compiles what is measured."""
-        bench, first = self.bench, workers[self.bench.contenders[0]]
+        bench, first = self.bench, self.bench.contenders[0]
+        ours = partial(self.attempt, first, workers[first].call, self.deadline)
         weights, params = None, 0
         if bench.kind in ("train", "infer"):
             weights = folder
-            params = self.attempt(
-                self.running[0], first.call, self.deadline, worker.draw_weights,
-                bench, folder,
-            )  # fmt: skip
+            params = ours(worker.draw_weights, bench, folder)
         setups = {name: Setup(bench, name, weights) for name in self.running}
 
         def each(what: str, function: Any) -> dict[str, Any]:
@@ -96,10 +95,7 @@ class Race:
         each("compiling", worker.start)
         if bench.kind == "train" and ceilings:
             peaks = [ceilings[name]["median"] for name in ("matmul", "copy")]
-            self.roofline = self.attempt(
-                self.running[0], first.call, self.deadline, worker.roofline, bench,
-                *peaks,
-            )  # fmt: skip
+            self.roofline = ours(worker.roofline, bench, *peaks)
 
     def note(self, name: str, device: str) -> None:
         """Raises FlaxcnnError for the GPU suite on a CPU, if it is to be measured."""

@@ -72,6 +72,7 @@ def test_a_full_disk_costs_no_checkpoint(train_py, tmp_path):
         time.sleep(0.005)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
     _, process.stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
     assert_one_line(
         process, "no room on the disk", "the checkpoint of step 20 is whole"
     )

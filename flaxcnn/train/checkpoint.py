@@ -152,8 +152,8 @@ def _ignore_closed_loops() -> None:
     usual = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and "loop is closed" in str(error)):
+        kind, error = unraisable.exc_type, unraisable.exc_value
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
             usual(unraisable)
 
     sys.unraisablehook = hook
