@@ -44,7 +44,7 @@ def judge(title: str, goal: Goal, result: dict[str, Any] | None) -> Verdict:
         what += "share of the roofline" if goal.roofline else "value"
         value = result and own_value(goal, result)
     else:
-        peer = result and best_peer(goal.against, result)
+        peer = result and hardest_peer(goal.against, result)
         what += f"against {peer or ' or '.join(goal.against)}"
         value = result["ratios"][peer] if result and peer else None
     met = meets(goal, value["median"]) if value else None
@@ -52,7 +52,7 @@ def judge(title: str, goal: Goal, result: dict[str, Any] | None) -> Verdict:
 
 
 def judge_mean(mean: Mean, results: dict[str, Any]) -> Verdict:
-    """The geometric mean of the rows' ratios, each to the row's best peer."""
+    """The geometric mean of the rows' ratios, each to the row's hardest peer."""
     spreads = [judge(row, mean.goal, results.get(row)).value for row in mean.rows]
     what = f"{mean.goal.name and mean.goal.name + ': '}geometric mean"
     present = [spread for spread in spreads if spread]
@@ -77,12 +77,12 @@ def own_value(goal: Goal, result: dict[str, Any]) -> Spread | None:
     return {k: value[k] / result["roofline"] for k in ("median", "min", "max")}
 
 
-def best_peer(peers: tuple[str, ...], result: dict[str, Any]) -> str | None:
-    """Of those that could be measured, the one with the best median."""
-    values = {name: result["values"][name]["median"] for name in peers
+def hardest_peer(peers: tuple[str, ...], result: dict[str, Any]) -> str | None:
+    """Of those that could be measured, the one with the ratio that is worst for us."""
+    ratios = {name: result["ratios"][name]["median"] for name in peers
               if name in result["ratios"]}  # fmt: skip
-    best = min if result["unit"] in ("s", "MiB") else max
-    return best(values, key=values.__getitem__) if values else None
+    worst = max if result["unit"] in ("s", "MiB") else min
+    return worst(ratios, key=ratios.__getitem__) if ratios else None
 
 
 def meets(goal: Goal, value: float) -> bool:

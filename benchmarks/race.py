@@ -41,6 +41,7 @@ class Race:
         self.check: dict[str, Any] = {}
         self.seconds: dict[str, dict[str, float]] = {}  # of checking and compiling
         self.rounds: report.Rounds = []
+        self.gpu: list[str] = []  # its power and clock after each round
         self.roofline: float | None = None
 
     def attempt(self, name: str, function: Any, *args: Any) -> Any:
@@ -118,6 +119,7 @@ class Race:
                 self.rounds.append(self.round(f"round {i + 1} of {rounds}", turn))
             except OutOfTime:
                 break
+            self.gpu.append(report.gpu_state())
             took = time.monotonic() - began
         if not self.rounds:
             raise OutOfTime
@@ -150,6 +152,7 @@ class Race:
             "roofline": self.roofline,
             "preparation_seconds": self.seconds,
             "rounds": self.rounds,
+            "gpu_after_rounds": self.gpu,
             **report.summarize(self.rounds),
         }
 

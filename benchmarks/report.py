@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib import metadata
@@ -32,6 +33,9 @@ def environment() -> dict[str, Any]:
             raise FlaxcnnError(
                 f"the benchmarks need {package}; pip install -e '.[test]'"
             ) from None
+    for found in metadata.distributions():
+        if re.match("nvidia-cudnn|nvidia-cuda-runtime|jax-cuda", found.name):
+            versions[found.name] = found.version
     return {
         "cpu": cpu_model(),
         "gpu": gpu_state(),

@@ -11,11 +11,12 @@ ladder v3 has its auxiliary head, which sees maps of 3x3 pixels here, not of 17x
 
 SGD, whose rate falls by 3 % an epoch (as the paper's 6 % in two). :<model>,rmsprop has
 RMSProp with a decay and a momentum of 0.9 and an epsilon of 1, as in TensorFlow's
-release of Inception, whose weight decay this is, too. The rate of 0.01 is ours, and
-that gradients are not clipped: at the paper's 0.045, clipped at 2.0 (both quoted
-unchecked), Inception v3 does not begin to learn here, see results/inception. Batch,
-length and augmentation are ours as well. Nothing is published of this setting. Seen so
-far: shortened runs, results/inception and results/residual.
+release of Inception, whose weight decay this is, too. The rate of 0.01 is ours
+(`reproduce residual` has 0.002), and that gradients are not clipped: at the paper's
+0.045, clipped at 2.0 (both quoted unchecked), Inception v3 does not begin to learn
+here, see results/inception. Batch, length and augmentation are ours as well. Nothing is
+published of this setting. Seen so far: shortened runs, results/inception and
+results/residual.
 """
 
 from ml_collections import ConfigDict

@@ -32,7 +32,7 @@ NOTEBOOKS = {
 }
 
 
-def get_config(notebook: str) -> ConfigDict:
+def get_config(notebook: str = "") -> ConfigDict:
     if notebook not in NOTEBOOKS:
         names = ", ".join(NOTEBOOKS)
         raise FlaxcnnError(f"notebooks.py:{notebook}; there are {names}")

@@ -128,7 +128,7 @@ def results_page() -> str:
     """docs/results.md."""
     parts = [
         "# Results\n\nMade by `python -m results` from [results/](../results), where "
-        "every result of ours has the log of its run.\n",
+        "every accuracy of ours has the log of its run.\n",
         f"## Runs\n\n{table('runs', '../results')}",
     ]
     for name in experiments():

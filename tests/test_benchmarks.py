@@ -161,7 +161,7 @@ def test_every_row_names_what_there_is():
         assert all(v.met is None and v.value is None for v in verdicts(suite, {}))
 
 
-def test_a_ratio_is_to_the_best_peer_there_is():
+def test_a_ratio_is_to_the_hardest_peer_there_is():
     ge1 = Goal(">=", 1.0, ("torch_eager", "torch_compile"))
     rounds = [
         {"flaxcnn": [90.0], "torch_eager": [60.0], "torch_compile": [100.0]},
@@ -176,6 +176,16 @@ def test_a_ratio_is_to_the_best_peer_there_is():
     verdict = judge("row", ge1, fake_result(BENCH, rounds, ["torch_compile"]))
     assert (verdict.what, verdict.met) == ("against torch_eager", True)
     assert verdict.value["median"] == pytest.approx(1.55)
+
+    one_by_one = [  # the faster by its median is not the one that is ahead
+        {"flaxcnn": [90.0], "torch_eager": [95.0], "torch_compile": [99.0]},
+        {"flaxcnn": [96.0], "torch_eager": [105.0], "torch_compile": [96.0]},
+        {"flaxcnn": [99.0], "torch_eager": [104.0], "torch_compile": [110.0]},
+    ]
+    verdict = judge("row", ge1, fake_result(BENCH, one_by_one))
+    assert (
+        verdict.what == "against torch_compile"
+    )  # 0.909, 1.0, 0.9 to 0.947, 0.914, 0.952
 
     alone = [{"flaxcnn": [90.0]}]
     assert judge("row", ge1, fake_result(BENCH, alone)).met is None

@@ -192,11 +192,15 @@ def test_conclusions_are_of_whole_recipes():
     fixed = dict.fromkeys(COLUMNS, "") | {
         "recipe": "whole", "status": "finished", "runs": 1, "std": 0
     }  # fmt: skip
-    rows = [{**fixed, "row": name, "result": x} for name, x in errors.items()]
+    rows = [
+        {**fixed, "row": name, "result": x, "parameters": model_info(name).params}
+        for name, x in errors.items()
+    ]
     text = markdown(experiment, rows)
     assert "to the paper, not augmented, 12 rows: 1.00 points.\n" in text
     assert "A stride in place of pooling is worse: yes.\n" in text
     assert "A convolution in place of pooling is at least as good: yes.\n" in text
+    assert "the paper's table 1: yes.\n" in text
     rows[0]["result"] = errors["strided_cnn_a"]
     assert "A stride in place of pooling is worse: no.\n" in markdown(experiment, rows)
     part = markdown(experiment, rows[1:])

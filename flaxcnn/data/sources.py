@@ -185,7 +185,7 @@ def _unprepared(tfds: Any, name: str, root: Path) -> FlaxcnnError:
     if base not in names:
         return unknown("tfds data set", base, names)
     return FlaxcnnError(
-        f"tfds:{name} is not prepared in {root}; run `pip install flaxcnn[prepare]` "
+        f"tfds:{name} is not prepared in {root}; run `pip install -e '.[prepare]'` "
         f"and `tfds build {base} --file_format=array_record --data_dir={root}`, or set "
         "data.dir"
     )

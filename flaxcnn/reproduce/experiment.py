@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+Rows = Mapping[str, Mapping[str, Any]]  # of the CSV that have a result, by name
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Experiment:
       measure: "accuracy" or "error".
       heading: of the column of the rows' names.
       claims: what its authors conclude, each with the function that says whether it
-        holds, of the results by the rows' names.
+        holds.
     """
 
     title: str
@@ -44,6 +47,4 @@ class Experiment:
     published: str
     measure: str = "accuracy"
     heading: str = "network"
-    claims: Mapping[str, Callable[[Mapping[str, float]], bool]] = field(
-        default_factory=dict
-    )
+    claims: Mapping[str, Callable[[Rows], bool]] = field(default_factory=dict)

@@ -39,7 +39,7 @@ LADDER = Experiment(
     measure="error",
 )  # fmt: skip
 
-# The rate at which all four leave the plateau; Inception v4 does not at five times it.
+# The rate at which all four begin to learn; Inception v4 does not at five times it.
 SLOW = {"optim.lr": "0.002"}
 
 RESIDUAL = Experiment(

@@ -273,9 +273,9 @@ def _conclusions(
     experiment: Experiment, rows: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Lines of Markdown: how near the published results are, and what they say."""
-    found = {row["row"]: float(row["result"]) for row in rows if row["result"] != ""}
+    found = {row["row"]: row for row in rows if row["result"] != ""}
     apart = [
-        abs(found[row.name] - row.published)
+        abs(float(found[row.name]["result"]) - row.published)
         for row in experiment.rows
         if row.published is not None and row.name in found
     ]

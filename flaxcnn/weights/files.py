@@ -69,7 +69,7 @@ def save_model(
     Args:
       path: of the file.
       variables: {"params": ..., "batch_stats": ...}.
-      metadata: JSON, see `model_facts`.
+      metadata: JSON, as `model_facts` makes it (`Classifier.save` does both).
       preprocess: arrays of the fitted preprocessing.
     """
     tree = {**variables, "preprocess": preprocess}

@@ -225,7 +225,7 @@ needs_prepared = pytest.mark.skipif(
 def test_unprepared_and_unknown_tfds_names(tmp_path: Path) -> None:
     load = lambda name: load_source(name, "train", data_dir=str(tmp_path))  # noqa: E731
     message = _one_line(lambda: load("tfds:imagenet2012"))
-    assert "pip install flaxcnn[prepare]" in message
+    assert "pip install -e '.[prepare]'" in message
     assert "tfds build imagenet2012 --file_format=array_record" in message
     assert str(tmp_path) in message
     message = _one_line(lambda: load("tfds:cifar1O"))
