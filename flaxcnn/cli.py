@@ -152,7 +152,7 @@ def predict(args: argparse.Namespace) -> None:
         raise FlaxcnnError(f"--top={args.top}; at least 1")
     paths: list[Path] = []
     for path in map(Path, args.images):
-        found = image_files(path) if path.is_dir() else [path]
+        found = image_files(path) if os.path.isdir(path) else [path]
         if not found:
             raise FlaxcnnError(f"{path}: no images in this folder")
         paths += found

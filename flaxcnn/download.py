@@ -40,7 +40,7 @@ class RemoteFile:
 def fetch(remote: RemoteFile, file: Path, cure: str) -> Path:
     """`file`, verified; downloaded first if it is missing.
 
-    It appears in one step, complete; a failed or interrupted download leaves nothing.
+    It appears in one step, complete; a failed download leaves nothing.
 
     Args:
       remote: what it has to be.

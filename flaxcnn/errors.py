@@ -30,9 +30,14 @@ class DivergedError(FlaxcnnError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> FlaxcnnError:
     """The error for a name that is not in `known`, with the nearest names."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     cure = f"did you mean {' or '.join(near)}?" if near else f"known: {_some(known)}"
     return FlaxcnnError(f"unknown {kind} {name!r}; {cure}")
+
+
+def reason(error: Exception) -> str:
+    """An exception in one line of at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _some(names: list[str]) -> str:

@@ -76,9 +76,9 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
     with quiet_tfds() as tfds:
         official = tfds.builder_cls(name)
         path = root / name / str(official.VERSION)
-        if (path / "dataset_info.json").is_file():
+        if os.path.isfile(path / "dataset_info.json"):
             return path
-        if path.exists():
+        if os.path.exists(path):
             raise FlaxcnnError(f"{path}: incomplete; delete it and run again")
         try:
             _build(official, fetch(_archives(name), root / "downloads"), root)

@@ -6,7 +6,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from flaxcnn.errors import FlaxcnnError
+from flaxcnn.errors import FlaxcnnError, reason
 
 # Pillow goes by the content, and hands some formats to other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000")
@@ -19,8 +19,12 @@ def image_files(directory: Path) -> list[Path]:
     Links that lead nowhere are among them, pipes are not: to open one is to wait.
     """
     found = (p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES)
-    shown = (p for p in found if not p.name.startswith("."))
-    return sorted(p for p in shown if p.is_file() or not p.exists())
+    return sorted(
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(directory).parts)
+        and (path.is_file() or not path.exists())
+    )
 
 
 def read_image(
@@ -125,11 +129,6 @@ def square(image: Image.Image, size: int, resize: int | None = None) -> Image.Im
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
-
-
-def reason(error: Exception) -> str:
-    """An exception in one line of at most 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _check_area(width: int, height: int) -> None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from flaxcnn.data import preprocess
 from flaxcnn.data.preprocess import Preprocess
-from flaxcnn.data.sources import Source, as_arrays, load_source
+from flaxcnn.data.sources import Source, as_arrays, check_shape, load_source
 
 Feed = dict[str, np.ndarray]
 
@@ -143,6 +143,8 @@ class HostPipeline:
     def _load(self, step: int) -> Feed:
         feed = _local(self.order(int(step)))
         samples = [self.source[i] for i in feed.pop("index")]
+        for sample in samples:
+            check_shape(self.source.name, sample["image"], self.image_shape)
         image = np.stack([sample["image"] for sample in samples])
         label = np.array([sample["label"] for sample in samples], np.int32)
         return {"image": image, "label": label, **feed}
@@ -206,6 +208,7 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
     )  # fmt: skip
     train, test = load("train"), load("test")
     shape = train[0]["image"].shape
+    check_shape(test.name, test[0]["image"], shape)
     fits = (len(train) + len(test)) * int(np.prod(shape)) <= DEVICE_LIMIT
     on_device = data.pipeline == "device" or (data.pipeline == "auto" and fits)
     fitted = data.preprocess in ("standardize", "gcn_zca")

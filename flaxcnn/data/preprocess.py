@@ -118,9 +118,11 @@ def default_cache_dir() -> Path:
 
 def _check_size(kind: str, fitted: int, given: int, shape: tuple[int, ...]) -> None:
     if fitted != given:
+        fits = kind in ("standardize", "gcn_zca")
+        cure = "fit it again on such images" if fits else "use standardize or unit"
         raise FlaxcnnError(
-            f"preprocessing {kind!r} was fitted for {fitted} values, images of shape "
-            f"{list(shape[1:])} have {given}; fit it again on such images"
+            f"preprocessing {kind!r} is for {fitted} values, images of shape "
+            f"{list(shape[1:])} have {given}; {cure}"
         )
 
 

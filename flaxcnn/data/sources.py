@@ -23,10 +23,9 @@ from flaxcnn.data.images import (
     decode_image,
     image_files,
     read_image,
-    reason,
     square,
 )
-from flaxcnn.errors import FlaxcnnError, unknown
+from flaxcnn.errors import FlaxcnnError, reason, unknown
 
 Example = tuple[np.ndarray, int]
 Decode = Callable[..., np.ndarray]
@@ -124,11 +123,7 @@ def as_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
     def fill(index: int) -> None:
         image, labels[index] = source.read(index)
-        if image.shape != first.shape:
-            raise FlaxcnnError(
-                f"{source.name}: images of different sizes, {first.shape} and "
-                f"{image.shape}; set data.image_size"
-            )
+        check_shape(source.name, image, first.shape)
         images[index] = image
 
     if first.size <= SMALL:  # threads would fight for the GIL: half the speed
@@ -139,6 +134,15 @@ def as_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
         for _ in pool.map(fill, range(len(source))):
             pass  # raises what fill raised, and cancels the rest
     return images, labels
+
+
+def check_shape(name: str, image: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raises FlaxcnnError for an image of the source `name` that has not that shape."""
+    if image.shape != shape:
+        raise FlaxcnnError(
+            f"{name}: images of different sizes, {shape} and {image.shape}; "
+            "set data.image_size"
+        )
 
 
 def _digits(split: str, image_size: int | None, resize: int | None) -> Source:
@@ -175,19 +179,20 @@ def _prepared(root: Path, name: str) -> Path | None:
     path = root / name.replace(":", "/")
     found = [path, *path.glob("*")]  # tfds prepares in `<version>.incomplete*`
     found = [p for p in found if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
-    found = [p for p in found if (p / "dataset_info.json").is_file()]
+    found = [p for p in found if os.path.isfile(p / "dataset_info.json")]
     return max(found, key=lambda p: [*map(int, p.name.split("."))], default=None)
 
 
 def _unprepared(tfds: Any, name: str, root: Path) -> FlaxcnnError:
     base = re.split("[:/]", name)[0]
+    unversioned = re.sub(r"[:/]\d+\.\d+\.\d+$", "", name)
     names = tfds.list_builders(with_community_datasets=False)
     if base not in names:
         return unknown("tfds data set", base, names)
     return FlaxcnnError(
         f"tfds:{name} is not prepared in {root}; run `pip install -e '.[prepare]'` "
-        f"and `tfds build {base} --file_format=array_record --data_dir={root}`, or set "
-        "data.dir"
+        f"and `tfds build {unversioned} --file_format=array_record --data_dir={root}`, "
+        "or set data.dir"
     )
 
 
@@ -227,12 +232,12 @@ def _tfds_split(tfds: Any, name: str, path: Path, split: str, decode: Decode) ->
 def _folder(
     root: Path, split: str, image_size: int | None, resize: int | None
 ) -> Source:
-    if not (root / "train").is_dir():
+    if not os.path.isdir(root / "train"):
         raise FlaxcnnError(
             f"no directory {root / 'train'}; images go into {root}/<split>/<class>/"
         )
     tried = [root / name for name in SPLITS[split]]
-    directory = next((path for path in tried if path.is_dir()), None)
+    directory = next((path for path in tried if os.path.isdir(path)), None)
     if directory is None:
         raise FlaxcnnError(f"no directory {' or '.join(map(str, tried))}; add one")
     classes = _class_names(root / "train")

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from flaxcnn.errors import FlaxcnnError
+from flaxcnn.errors import FlaxcnnError, reason
 from flaxcnn.train.state import TrainState
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -25,7 +25,8 @@ class Checkpoints:
     """`<workdir>/checkpoints`: the newest `keep` and the one of best test accuracy.
 
     A checkpoint is written beside the others and renamed when it is whole; an older
-    one is deleted only after that.
+    one is deleted only after that. (One that is saved at a signal, before the test of
+    its step, has no accuracy: it is never the best.)
     """
 
     def __init__(self, workdir: Path, keep: int):
@@ -44,6 +45,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([newest, best]),
                 enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,  # of a process that was killed
             ),
         )
 
@@ -103,10 +105,9 @@ class Checkpoints:
                 ),
             )
         except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise FlaxcnnError(
                 f"{self.directory / str(step)}: cannot restore this checkpoint "
-                f"({reason}); delete it to continue from an older one"
+                f"({reason(error)}); delete it to continue from an older one"
             ) from error
         return restored.state, restored.progress
 

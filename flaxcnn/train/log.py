@@ -130,5 +130,4 @@ class Log:
         replace_file(table, text.getvalue())
         self._jsonl, self._csv_file = jsonl.open("a"), table.open("a", newline="")
         self._csv = csv.writer(self._csv_file)
-        purge = step + 1 if step else None
-        self._events = SummaryWriter(str(self.workdir), purge_step=purge)
+        self._events = SummaryWriter(str(self.workdir), purge_step=step + 1)

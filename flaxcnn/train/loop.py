@@ -172,10 +172,8 @@ class Trainer:
         return self.last_test if self.last_test["step"] >= 0 else {}
 
     def train(self, stop: int) -> None:
-        """Steps up to `stop`, in calls of a few, or until a signal."""
+        """Steps up to `stop`, or until a signal, in calls of a few: one at least."""
         for steps in self._calls(self.step, stop):
-            if self._stopped():
-                return
             program = self._compiled("training", steps)
             started = time.perf_counter()
             feeds = self._feeds(self.data.train, steps)
@@ -190,6 +188,8 @@ class Trainer:
             self.step = steps.stop
             self.images += len(steps) * self.config.batch_size
             self.log.advance(self.step, self.images / self.sums["seconds"])
+            if self._stopped():
+                return
 
     def evaluate(self) -> None:
         """All test samples, each once; one row. A signal leaves it for later."""
@@ -454,5 +454,6 @@ def clear_memory_errors() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise FlaxcnnError(
-            "out of memory; lower config.batch_size, or raise config.grad_accum"
+            "out of memory; lower config.batch_size, raise config.grad_accum, or say "
+            "config.data.pipeline=host for a large data set"
         ) from error

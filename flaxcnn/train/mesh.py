@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flaxcnn.errors import FlaxcnnError
+from flaxcnn.errors import FlaxcnnError, reason
 from flaxcnn.xla import compiler_options
 
 AXIS = "data"
@@ -27,10 +27,9 @@ def initialize_distributed(
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise FlaxcnnError(
-            f"cannot join the other processes ({reason}); on a cluster that jax does "
-            "not know, pass --coordinator, --num_processes and --process_id"
+            f"cannot join the other processes ({reason(error)}); on a cluster that jax "
+            "does not know, pass --coordinator, --num_processes and --process_id"
         ) from error
 
 
@@ -134,7 +133,7 @@ def make_devices(
         parts = jax.device_count() * grad_accum
     except (RuntimeError, AssertionError) as error:
         raise FlaxcnnError(
-            f"jax finds no devices ({' '.join(str(error).split())[:200]}); check "
+            f"jax finds no devices ({reason(error)}); check "
             "JAX_PLATFORMS, and for a GPU pip install -e '.[cuda]'"
         ) from error
     if batch_size % parts:

@@ -64,8 +64,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:  # fmt: skip
     """The optax transformation: clip, decay, optimizer, factors of lr, plateau.
 
-    Weight decay is L2 (added to the gradient, before momentum) unless the
-    optimizer has a decay of its own, as adamw and lion have; that one is decoupled.
+    Weight decay is L2 (added to the gradient, before momentum) unless the optimizer
+    has one of its own that takes a mask, as adamw and lion have.
     muon takes every kernel, of convolutions too, as a matrix from inputs to outputs.
     """
     function = optimizer_function(optim.name)
@@ -77,12 +77,14 @@ def make_optimizer(
     }
     decays = functools.partial(match_paths, optim.decay_mask)
     mask = {key: decays for key in ("mask", "weight_decay_mask") if key in accepted}
+    if "weight_decay" in accepted and not (mask and optim.weight_decay):
+        arguments["weight_decay"], mask = 0.0, {}
     if optim.name == "muon":  # which by itself leaves convolutions to Adam
         arguments["muon_weight_dimension_numbers"] = kernels_as_matrices
     chain = []
     if optim.clip:
         chain.append(optax.clip_by_global_norm(optim.clip))
-    if optim.weight_decay and "weight_decay" not in accepted:
+    if optim.weight_decay and not arguments.get("weight_decay"):
         chain.append(optax.add_decayed_weights(optim.weight_decay, decays))
     schedule = make_schedule(optim, durations, total)
     chain.append(function(learning_rate=schedule, **arguments, **mask))

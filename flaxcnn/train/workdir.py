@@ -1,5 +1,6 @@
 """The directory of a run: whose it is, and what it says."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,11 +14,13 @@ from flaxcnn.train.config import default_config, flatten
 
 # What may differ between a run and its continuation.
 FREE_KEYS = ("data.dir", "log_every", "checkpoint_every", "keep", "resume")
+LONGEST = 200  # bytes of a directory's name; file systems take 255
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Raises FlaxcnnError if the run cannot go there, before anything is written."""
-    existing = next(p for p in (workdir, *workdir.parents) if p.exists())
+    # Path.exists raises where a directory is not readable.
+    existing = next(p for p in (workdir, *workdir.parents) if os.path.exists(p))
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise FlaxcnnError(
             f"{existing} is no directory to write to; choose another --workdir"
@@ -67,11 +70,18 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def default_workdir(config_spec: str, overrides: dict[str, str]) -> Path:
-    """runs/<config>[-<argument>][,<key>=<value>...]: one for every command."""
+    """runs/<config>[-<argument>][,<key>=<value>...]: one for every command.
+
+    What is too long for a file system is cut, and ends in a hash of all of it.
+    """
     path, _, argument = config_spec.partition(":")
     given = [f"{k}={v}" for k, v in overrides.items() if k not in FREE_KEYS]
     name = Path(path).stem + (f"-{argument}" if argument else "")
-    return Path("runs") / ",".join([name, *given]).replace("/", "_").replace(" ", "_")
+    name = ",".join([name, *given]).replace("/", "_").replace(" ", "_")
+    if len(os.fsencode(name)) > LONGEST:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+        name = f"{os.fsencode(name)[: LONGEST - 9].decode(errors='ignore')},{digest}"
+    return Path("runs") / name
 
 
 def shown(path: Path) -> Path:

@@ -425,7 +425,8 @@ def test_a_strip_is_not_blown_up(tmp_path: Path) -> None:
 
 
 def test_image_files_are_sorted_files_and_not_hidden(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "deep/c.jpeg", ".d.png", "notes.txt", "e.jpg/f.tif"):
+    for name in ("b.PNG", "a.jpg", "deep/c.jpeg", ".d.png", "notes.txt", "e.jpg/f.tif",
+                 ".e/i.png"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     os.symlink(tmp_path / "gone", tmp_path / "g.bmp")  # to be missed when it is read

@@ -108,6 +108,27 @@ def test_images_of_different_sizes_need_a_size(photos):
         load_data(data_config(name=f"folder:{photos}"), 4, 0)
 
 
+@pytest.mark.parametrize("pipeline", ["device", "host"])
+def test_images_of_the_test_split_are_as_large(photos, pipeline):
+    for path in photos.glob("*/*/*.png"):
+        side = 12 if "train" in path.parts else 16
+        Image.new("RGB", (side, side)).save(path)
+    config = data_config(name=f"folder:{photos}", pipeline=pipeline)
+    with pytest.raises(FlaxcnnError, match=r"\(12, 12, 3\) and \(16, 16, 3\); set"):
+        load_data(config, 4, 0)
+
+
+def test_an_image_of_another_size_that_comes_later(photos):
+    for path in photos.glob("*/*/*.png"):
+        Image.new("RGB", (12, 12)).save(path)
+    Image.new("RGB", (12, 13)).save(photos / "train" / "b" / "2.png")
+    config = data_config(name=f"folder:{photos}", pipeline="host")
+    config.preprocess = "imagenet"
+    data = load_data(config, 6, 0)
+    with pytest.raises(FlaxcnnError, match=r"\(13, 12, 3\); set data\.image_size"):
+        data.train.feeds(range(1))
+
+
 def test_a_corrupt_image_is_named(photos):
     broken = photos / "train" / "b" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])

@@ -1,6 +1,7 @@
 """Overrides, checks and durations."""
 
 import math
+import os
 from fractions import Fraction
 
 import pytest
@@ -83,6 +84,10 @@ def test_a_given_length_replaces_that_of_the_file(debug_config):
         ("optim.name", "lbfgs", "unknown optimizer 'lbfgs'"),
         ("optim.name", "dpsgd", "unknown optimizer 'dpsgd'"),
         ("optim.milestones", "'5 epochs'", "is not a tuple; for example (200, '250"),
+        ("optim.momentum", "high", "config.optim.momentum='high' is no number"),
+        ("optim.momentum", "0,9", "config.optim.momentum='0,9' is no number"),
+        ("optim.name", "", "unknown optimizer ''; known: "),
+        ("optim.name", "schedule_free_sgd", "unknown optimizer 'schedule_free_sgd'"),
     ],
 )
 def test_bad_values(debug_config, key, value, message):
@@ -98,6 +103,20 @@ def test_a_key_that_a_config_file_invents():
     with pytest.raises(
         FlaxcnnError, match=r"'optim\.wamup'; did you mean optim\.warmup"
     ):
+        check_config(config)
+
+
+@pytest.mark.parametrize("key", ["optim.clip", "epochs"])
+def test_a_key_that_a_config_file_loses(key):
+    config = default_config()
+    section, _, leaf = f".{key}".rpartition(".")
+    node = config[section[1:]] if section[1:] else config
+    with node.ignore_type():
+        node[leaf] = None
+    with pytest.raises(FlaxcnnError, match=rf"config\.{key} has no value; begin with"):
+        check_config(config)
+    del node[leaf]
+    with pytest.raises(FlaxcnnError, match=rf"config\.{key} has no value; begin with"):
         check_config(config)
 
 
@@ -171,6 +190,9 @@ def test_every_command_has_its_own_workdir():
     assert len(set(names)) == 4
     assert {name.parent.name for name in names} == {"runs"}
     assert default_workdir("configs/a.py", {"data.dir": "/d"}) == names[0]
+    long = [default_workdir("configs/a.py", {"data.name": "é" * 300 + x}) for x in "ab"]
+    assert long[0] != long[1]
+    assert all(len(os.fsencode(path.name)) <= 200 for path in long)
 
 
 def test_total_steps():

@@ -189,6 +189,24 @@ def test_a_signal_before_the_first_step(debug_config, tmp_path, monkeypatch):
     assert result["loss"] == whole["loss"]
 
 
+@pytest.mark.parametrize("asked", [3, 4, 5, 6])
+def test_a_signal_between_any_two_questions(
+    debug_config, tmp_path, monkeypatch, finished, asked
+):
+    """At a row of the log too: the loop asks, and `train` once more."""
+    workdir, config, _ = finished
+    answers = iter([False] * asked)
+    with monkeypatch.context() as patch:
+        signalled = contextlib.contextmanager(
+            lambda: (yield lambda: next(answers, True))
+        )
+        patch.setattr(loop, "stop_signals", signalled)
+        fit(config, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    fit(config, tmp_path)
+    assert_identical(tensors(tmp_path), tensors(workdir))
+
+
 def test_calls_as_on_a_gpu(debug_config, tmp_path, monkeypatch):
     """Whole calls and single steps give what calls of any length do, also resumed."""
     config = debug_config("tiny_bn", steps_per_call=4, epochs=3)  # 5 steps, 5, 2
@@ -196,7 +214,7 @@ def test_calls_as_on_a_gpu(debug_config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "whole_calls", lambda: True)
     whole = fit(config, tmp_path / "two programs")
     assert whole["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    answers = iter([False] * 10)  # stops between the last two single steps
+    answers = iter([False] * 9)  # stops between the last two single steps
     with monkeypatch.context() as patch:
         signalled = contextlib.contextmanager(
             lambda: (yield lambda: next(answers, True))

@@ -135,6 +135,16 @@ def test_decay_mask():
     np.testing.assert_allclose(everything["fc"]["bias"], -0.05)
 
 
+@pytest.mark.parametrize("name", ["adamw", "lars", "novograd", "madgrad"])
+def test_decay_mask_holds_for_any_optimizer(name):
+    """Also for those whose own decay takes no mask."""
+    updates = updates_of(dict(name=name, weight_decay=0.1), PARAMS, ZEROS)
+    assert (updates["conv"]["kernel"] < 0).all()
+    assert not updates["conv"]["bias"].any()
+    none = updates_of(dict(name=name, decay_mask="["), PARAMS, ZEROS)
+    assert not any(x.any() for x in jax.tree.leaves(none))
+
+
 def test_factors_scale_the_learning_rate_of_the_first_mask_that_matches():
     factors = [("fc/.*", 1.0), (".*kernel", 0.1), (".*", 0.01)]
     for name in ("sgd", "adam"):
