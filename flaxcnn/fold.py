@@ -7,13 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.errors import ScopeParamShapeError
+from flax.errors import (
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    ScopeParamShapeError,
+)
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.layers import BatchNorm, Conv, MapDense
 
 LAYERS = (Conv, MapDense, nn.Conv, nn.Dense)
+
+# What flax raises for variables of another model.
+MISFITS = (ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError)
 
 Path = tuple[str, ...]
 
@@ -91,11 +98,11 @@ def _pairs(
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
         jaxpr = jax.make_jaxpr(forward)(x, *flat.values()).jaxpr
-    except ScopeParamShapeError as error:
+    except MISFITS as error:
         raise FlaxcnnError(
             "fold_batchnorm: the variables are not those of this "
-            f"{type(model).__name__} for images of {image_shape}; give the right "
-            "image_shape"
+            f"{type(model).__name__} for images of {image_shape}; give its own, or the "
+            "right image_shape"
         ) from error
     reached = _reached(jaxpr, [(), *(path[1:-1] for path in flat)])
     return {  # a layer has to reach its own output and no other

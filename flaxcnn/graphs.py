@@ -7,7 +7,6 @@ Neither jax nor, before a graph is drawn, networkx is imported.
 """
 
 import dataclasses
-import json
 import random
 from typing import TYPE_CHECKING
 
@@ -53,16 +52,6 @@ class Graph:
     def outputs(self) -> list[int]:
         """The nodes without successors."""
         return sorted({*range(self.nodes)} - {source for source, _ in self.edges})
-
-    def to_json(self) -> str:
-        """The graph as text that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Graph":
-        """The graph that `to_json` wrote."""
-        fields = json.loads(text)
-        return cls(fields["nodes"], tuple((s, t) for s, t in fields["edges"]))
 
 
 def draw(

@@ -12,6 +12,7 @@ import functools
 import importlib
 import re
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,10 +64,15 @@ def register(name: str, *, info: Info, **fields: Any) -> Callable[[Class], Class
     """Class decorator: `name` stands for the decorated module with `fields` set."""
 
     def decorate(cls: Class) -> Class:
+        owner = None
         if name in _rows:
+            owner = _rows[name].cls.__module__
+        elif name in _declared():
+            owner = f"flaxcnn.models.{_declared()[name][0]}"
+        if owner and (name in _rows or owner != cls.__module__):
             raise FlaxcnnError(
-                f"model {name!r} is registered twice, by {_rows[name].cls.__module__} "
-                f"and {cls.__module__}; rename one of them"
+                f"model {name!r} is registered twice, by {owner} and "
+                f"{cls.__module__}; rename one of them"
             )
         _check_fields(name, cls, fields)
         _rows[name] = _Row(cls, fields, info)
@@ -92,7 +98,12 @@ def create_model(name: str, **fields: Any) -> "nn.Module":
 def list_models(pattern: str = "*") -> list[str]:
     """Registered names that match a shell pattern ("resnet*"), in natural order."""
     names = fnmatch.filter({*_declared(), *_rows}, pattern)
-    return sorted(names, key=lambda name: re.split(r"(\d+)", name))
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> list[Any]:
+    """resnet18 before resnet101: text and numbers take turns."""
+    return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)]
 
 
 def model_info(name: str) -> Info:
@@ -138,7 +149,7 @@ def _check_fields(name: str, cls: type, fields: dict[str, Any]) -> None:
         if field not in known:
             raise unknown(f"field of model {name}", field, known)
     classes = fields.get("num_classes", 0)
-    if not isinstance(classes, int) or classes < 0:
+    if not isinstance(classes, Integral) or classes < 0 or isinstance(classes, bool):
         raise FlaxcnnError(
             f"{name}: num_classes={classes!r} is no number of classes; 0 gives pooled "
             "features"

@@ -138,3 +138,6 @@ def test_folded_variables_do_not_train_and_wrong_ones_are_refused():
         model.apply(folded, images(2, *shape), train=True, mutable=["batch_stats"])
     with pytest.raises(flaxcnn.FlaxcnnError, match="image_shape"):
         flaxcnn.fold_batchnorm(model, variables, (28, 28, 3))
+    for wrong in ({"params": variables["params"]}, {**variables, "params": {}}):
+        with pytest.raises(flaxcnn.FlaxcnnError, match="give its own, or the right"):
+            flaxcnn.fold_batchnorm(model, wrong, shape)

@@ -13,17 +13,21 @@ from jax import Array, lax
 
 
 def chunks(n: int, least: int) -> int:
-    """The number of equal parts of n samples that have at least so many each."""
-    return max(c for c in range(1, n + 1) if n % c == 0 and (c == 1 or n // c >= least))
+    """The number of equal parts of n samples: with at least so many of each device."""
+    devices = jax.device_count()
+    devices = 1 if n % devices else devices  # else the batch is not spread over them
+    sizes = {c: n // c // devices for c in range(2, n + 1) if n % (c * devices) == 0}
+    return max((c for c, size in sizes.items() if size >= least), default=1)
 
 
 def chunked(x: Array, least: int) -> Array:
     """[N, ...] as [N / chunks, chunks, ...]."""
-    return x.reshape(-1, chunks(len(x), least), *x.shape[1:])
+    parts = chunks(len(x), least)
+    return x.reshape(len(x) // parts, parts, *x.shape[1:])
 
 
 def by_chunks(f: Callable[[Array], Any], x: Array, least: int) -> Any:
-    """f(x) for an f of each sample alone, at least so many samples at a time.
+    """f(x) for an f of each sample alone, at least so many of a device at a time.
 
     Its result, and that of f, is an array or several.
     """
@@ -33,10 +37,10 @@ def by_chunks(f: Callable[[Array], Any], x: Array, least: int) -> Any:
         put = partial(lax.dynamic_update_index_in_dim, index=i, axis=1)
         return jax.tree.map(put, ys, parts)
 
-    x = chunked(x, least)
+    count, x = len(x), chunked(x, least)
     ys = jax.tree.map(
         lambda part: jnp.zeros((*x.shape[:2], *part.shape[1:]), part.dtype),
         jax.eval_shape(f, x[:, 0]),
     )
     ys = lax.fori_loop(0, x.shape[1], add, ys)
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys)
+    return jax.tree.map(lambda y: y.reshape(count, *y.shape[2:]), ys)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
@@ -52,7 +53,7 @@ class Conv(nn.Module):
             raise FlaxcnnError(
                 f"Conv input has shape {x.shape}; reshape it to [N, H, W, C]"
             )
-        if isinstance(self.kernel_size, int):
+        if isinstance(self.kernel_size, int | np.integer):
             raise FlaxcnnError(
                 f"Conv kernel_size {self.kernel_size} is not a pair; use "
                 f"{(self.kernel_size, self.kernel_size)}"
@@ -73,12 +74,13 @@ class Conv(nn.Module):
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         window = [(k - 1) * d + 1 for k, d in zip(shape[:2], dilation, strict=True)]
         padding = _pads(self.padding, x.shape[1:3], window, strides)
+        for n, pads, k in zip(x.shape[1:3], padding, window, strict=True):
+            if n + sum(pads) < k:
+                raise FlaxcnnError(
+                    f"Conv window of {tuple(window)} pixels does not fit an input of "
+                    f"{x.shape[1:3]} with padding {padding}; use a larger input"
+                )
         y = conv(x, kernel, strides, padding, dilation, groups)
-        if 0 in y.shape[1:3]:
-            raise FlaxcnnError(
-                f"Conv window of {tuple(window)} pixels does not fit an input of "
-                f"{x.shape[1:3]} with padding {padding}; use a larger input"
-            )
         return y if bias is None else y + bias
 
 
@@ -244,13 +246,12 @@ def _gradients(
 
     Two separate calls, so that an unused input gradient is never computed.
     """
-    spec = partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
 
     def stock_dx(g: Array, kernel: Array) -> Array:
-        return jax.linear_transpose(lambda x: stock(x, kernel), spec(x))(g)[0]
+        return jax.linear_transpose(lambda x: stock(x, kernel), x)(g)[0]
 
     def stock_dk(g: Array, x: Array) -> Array:
-        return jax.linear_transpose(lambda k: stock(x, k), spec(kernel))(g)[0]
+        return jax.linear_transpose(lambda k: stock(x, k), kernel)(g)[0]
 
     return (
         lax.platform_dependent(g, kernel, cpu=cpu_dx, default=stock_dx),
@@ -259,7 +260,9 @@ def _gradients(
 
 
 def _pair(value: int | Pair) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    return (
+        (value, value) if isinstance(value, int | np.integer) else (value[0], value[1])
+    )
 
 
 def _pads(
@@ -271,7 +274,7 @@ def _pads(
             raise FlaxcnnError(f"unknown padding {padding!r}; use SAME, VALID or ints")
         top, left = lax.padtype_to_pads(size, window, strides, padding)
         return _pair(top), _pair(left)
-    both = (padding, padding) if isinstance(padding, int) else padding
+    both = (padding, padding) if isinstance(padding, int | np.integer) else padding
     if len(both) != 2:
         raise FlaxcnnError(f"padding {padding} is not one entry per axis; give two")
     return _pair(both[0]), _pair(both[1])

@@ -17,13 +17,15 @@ from jax import Array, lax
 from flaxcnn.layers import winograd
 from flaxcnn.layers.arithmetic import seen_pixels
 from flaxcnn.layers.chunks import chunked, chunks
+from flaxcnn.layers.precision import wide
 from flaxcnn.layers.winograd import Pair
 
 Pads = tuple[Pair, Pair]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 POINTWISE = (1, 1, 1, 1, (0, 0), (0, 0))  # window, strides, padding
-# Positions of the input that the kernel gradient takes at a time: fits the cache.
+# Positions of the input that the kernel gradient takes at a time, per device: they fit
+# the cache.
 POSITIONS = 8192
 
 
@@ -53,11 +55,6 @@ def forward(x: Array, kernel: Array, strides: Pair, padding: Sequence[Pair]) -> 
         x = lax.optimization_barrier(x)  # or XLA makes it the convolution's again
         pads = [(0, 0), (0, 0)]
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=LAYOUT)
-
-
-def wide(x: Array) -> Array:
-    """In float32 or better: on CPU bfloat16 arithmetic is emulated, and slow."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def input_gradient(
@@ -94,7 +91,8 @@ def input_gradient(
                 row.append(jnp.zeros((len(g), *counts, kernel.shape[3]), g.dtype))
         rows.append(jnp.stack(row, 3))
     dx = jnp.stack(rows, 2)  # [N, H / s, s, W / s, s, C]
-    dx = dx.reshape(len(g), *(n * s for n, s in zip(counts, strides, strict=True)), -1)
+    pixels = (n * s for n, s in zip(counts, strides, strict=True))
+    dx = dx.reshape(len(g), *pixels, kernel.shape[3])
     top, left = (low % s for (low, _), s in zip(padding, strides, strict=True))
     return dx[:, top : top + size[0], left : left + size[1]].astype(dtype)
 
@@ -177,8 +175,9 @@ def depthwise_kernel_gradient(
 ) -> Array:
     """The gradient [kh, kw, 1, C] of the kernel of `depthwise`, given `g` and x.
 
-    The products are summed over samples first, one after another: they stay in the
-    cache, and one sum over positions is left, for which XLA has no fast code.
+    The products are summed over samples first, one of each device after another: they
+    stay in the cache, and one sum over positions is left, for which XLA has no fast
+    code.
     """
     places = []  # what each element of the kernel sees of x, and the windows of that
     for at in np.ndindex(*window[:2]):
@@ -190,13 +189,15 @@ def depthwise_kernel_gradient(
         )
         places.append(((rows, columns), (row_windows, column_windows)))
 
+    x, g = chunked(x, 1), chunked(g, 1)
+
     def add(i: Array, totals: list[Array]) -> list[Array]:
-        xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 0, False)) for a in (x, g))
-        products = (xs[seen] * gs[windows] for seen, windows in places)
+        xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 1, False)) for a in (x, g))
+        products = (xs[:, *seen] * gs[:, *windows] for seen, windows in places)
         return [t + product for t, product in zip(totals, products, strict=True)]
 
-    zeros = [jnp.zeros_like(wide(x[0])[seen]) for seen, _ in places]
-    sums = [t.sum((0, 1)) for t in lax.fori_loop(0, len(x), add, zeros)]
+    zeros = [jnp.zeros_like(wide(x[:, 0])[:, *seen]) for seen, _ in places]
+    sums = [t.sum((0, 1, 2)) for t in lax.fori_loop(0, x.shape[1], add, zeros)]
     return jnp.stack(sums).reshape(*window[:2], 1, -1).astype(x.dtype)
 
 

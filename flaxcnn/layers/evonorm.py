@@ -13,6 +13,7 @@ from jax import Array
 
 from flaxcnn.errors import unknown
 from flaxcnn.layers.norm import running_average, unbiased
+from flaxcnn.layers.precision import wide
 
 EVONORMS = tuple(f"evonorm_{kind}" for kind in ("b0", "b1", "b2", "s0", "s1", "s2"))
 
@@ -57,7 +58,7 @@ class EvoNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = wide(x)
         if self.nonlinearity:
             x = self._activate(x, train)
         return (x * scale + bias).astype(dtype)

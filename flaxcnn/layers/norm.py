@@ -10,6 +10,7 @@ from flax.typing import Dtype
 from jax import Array, lax
 
 from flaxcnn.errors import FlaxcnnError
+from flaxcnn.layers.precision import wide
 
 
 class BatchNorm(nn.Module):
@@ -27,7 +28,8 @@ class BatchNorm(nn.Module):
     `var`, all float32; initialisation leaves the statistics at 0 and 1.
 
     A batch that `jax.jit` shards over devices is normalised by its global statistics.
-    For the backward pass of training only x is kept, in its own dtype. Variables of
+    For the backward pass of training (reverse mode only) x alone is kept, in its own
+    dtype. Variables of
     `flaxcnn.fold_batchnorm` have `folded_bias` alone, which is added.
 
     Raises FlaxcnnError for training with such variables.
@@ -52,9 +54,9 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        scale = jnp.ones(shape, wide) if scale is None else scale.astype(wide)
-        bias = jnp.zeros(shape, wide) if bias is None else bias.astype(wide)
+        kind = wide(x[:0]).dtype
+        scale = jnp.ones(shape, kind) if scale is None else scale.astype(kind)
+        bias = jnp.zeros(shape, kind) if bias is None else bias.astype(kind)
 
         if not train:
             factor = lax.rsqrt(running_var.value + self.epsilon) * scale
@@ -74,7 +76,7 @@ class BatchNorm(nn.Module):
             )
         bias: Array = self.get_variable("params", "folded_bias")
         dtype = canonicalize_dtype(x, bias, dtype=self.dtype)
-        return (_wide(x) + bias).astype(dtype)
+        return (wide(x) + bias).astype(dtype)
 
 
 def running_average(running: Array, batch: Array, momentum: float) -> Array:
@@ -88,13 +90,8 @@ def unbiased(var: Array, x: Array) -> Array:
     return var * (n / max(n - 1, 1))
 
 
-def _wide(x: Array) -> Array:
-    """In float32 or better."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _affine(x: Array, mean: Array, factor: Array, bias: Array) -> Array:
-    return (_wide(x) - mean) * factor + bias
+    return (wide(x) - mean) * factor + bias
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -105,7 +102,7 @@ def _normalise(
 
     Derived step by step it would keep x - mean, in float32.
     """
-    mean, var = _moments(_wide(x))
+    mean, var = _moments(wide(x))
     return _affine(x, mean, lax.rsqrt(var + epsilon) * scale, bias), mean, var
 
 
@@ -126,10 +123,10 @@ def _normalise_bwd(
     g_bias = g.sum(axes)
     # Not the sum of g * (x - mean): XLA would compute x - mean in the forward pass,
     # and keep it. Both rest on a mean rounded to float32, which limits both.
-    g_scale = ((g * _wide(x)).sum(axes) - mean * g_bias) * rstd
+    g_scale = ((g * wide(x)).sum(axes) - mean * g_bias) * rstd
     of_x = (2 * g_var - scale * rstd**2 * g_scale) / n
     constant = (g_mean - scale * rstd * g_bias) / n
-    dx = scale * rstd * g + of_x * (_wide(x) - mean) + constant
+    dx = scale * rstd * g + of_x * (wide(x) - mean) + constant
     return dx.astype(x.dtype), g_scale, g_bias
 
 
@@ -139,8 +136,8 @@ _normalise.defvjp(_normalise_fwd, _normalise_bwd)
 def _moments(x: Array) -> tuple[Array, Array]:
     """Mean and biased variance per channel, in one pass.
 
-    E[x^2] - E[x]^2 would cancel where |mean| is much larger than std. Shifted by any
-    one of the values it is safe.
+    E[x^2] - E[x]^2 would cancel where |mean| is much larger than std. Shifted by one of
+    the values it does not, unless that one is as far from all others.
     """
     axes = tuple(range(x.ndim - 1))
     shift = x[(0,) * len(axes)]
@@ -161,7 +158,7 @@ def local_response_norm(
     if size < 1 or size % 2 == 0:
         raise FlaxcnnError(f"LRN size {size} has no centre channel; use an odd size")
     half, channels = size // 2, x.shape[-1]
-    square = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    square = jnp.square(wide(x))
     square = jnp.pad(square, [(0, 0)] * (x.ndim - 1) + [(half, half)])
     energy = sum(square[..., i : i + channels] for i in range(size))
     return (x * (k + alpha * energy) ** -beta).astype(x.dtype)

@@ -17,6 +17,7 @@ from jax import Array, lax
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.layers.arithmetic import conv_output_size, seen_pixels
 from flaxcnn.layers.chunks import by_chunks
+from flaxcnn.layers.precision import wide
 
 Size = int | tuple[int, int]
 Axis = tuple[int, int, int, int, int]  # axis, window, stride, padding, output size
@@ -36,8 +37,8 @@ def max_pool(
 
     `strides` default to the window; `padding` counts as -inf. `ceil_mode` adds a last
     window that leaves the input, by `conv_output_size`'s rule. The gradient goes to
-    the first maximum of each window, row by row, as in torch. Raises FlaxcnnError if
-    the window does not fit or the padding is more than half of it.
+    the first maximum of each window, row by row, as in torch; reverse mode only. Raises
+    FlaxcnnError if the window does not fit or the padding is more than half of it.
     """
     axes = _axes(x, window, strides, padding, ceil_mode)
     return _max(x, axes, x.shape[1:3])
@@ -57,7 +58,7 @@ def avg_pool(
     `ceil_mode` adds beyond it never counts, as in torch. Accumulates in float32 or
     better.
     """
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = wide(x)
     for axis, k, s, p, out in _axes(x, window, strides, padding, ceil_mode):
         margin = p if count_include_pad else 0
         start = np.arange(out) * s - p
@@ -75,7 +76,7 @@ def adaptive_avg_pool(x: Array, size: tuple[int, int]) -> Array:
     ceil((i + 1) H / n); what is smaller than `size` is repeated. Accumulates in float32
     or better.
     """
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = wide(x)
     for axis, out in zip((1, 2), size, strict=True):
         given = x.shape[axis]
         if given == out:
@@ -96,9 +97,9 @@ def global_avg_pool(x: Array) -> Array:
     Accumulates in float32 or better. As a product: XLA for CPU gives sums to YNNPACK,
     and the convolutions before them with them, which is slower.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    weights = jnp.full(x.shape[1:3], 1 / (x.shape[1] * x.shape[2]), wide)
-    y = jnp.einsum("nhwc,hw->nc", x.astype(wide), weights, precision="highest")
+    y = wide(x)
+    weights = jnp.full(x.shape[1:3], 1 / (x.shape[1] * x.shape[2]), y.dtype)
+    y = jnp.einsum("nhwc,hw->nc", y, weights, precision="highest")
     return y.astype(x.dtype)
 
 
@@ -108,11 +109,12 @@ def p_norm_pool(
     """(sum |x|^p)^(1/p) over windows, [N, H, W, C] to [N, H', W', C].
 
     All-CNN, arXiv:1412.6806, equation 1; other arguments as in `max_pool`. Tends to
-    max pooling of |x| as p grows. Any p >= 1 is safe: the window's maximum is factored
-    out, and an all-zero window has gradient zero. Raises FlaxcnnError for p < 1.
+    max pooling of |x| as p grows. Any finite p >= 1 is safe: the window's maximum is
+    factored out, and an all-zero window has gradient zero. Raises FlaxcnnError for
+    others.
     """
-    if p < 1:
-        raise FlaxcnnError(f"p_norm_pool has p = {p}, which is no norm; use p >= 1")
+    if not 1 <= p < np.inf:
+        raise FlaxcnnError(f"p_norm_pool has p = {p}; use a finite p of 1 or more")
     x = jnp.abs(x)
     for axis in _axes(x, window, strides, padding, False):
         taps = _taps(x, [axis], 0)
@@ -137,7 +139,8 @@ def _axes(
     axes = []
     for axis in (1, 2):
         k, s, p = (
-            v if isinstance(v, int) else v[axis - 1] for v in (window, strides, padding)
+            v if isinstance(v, int | np.integer) else v[axis - 1]
+            for v in (window, strides, padding)
         )
         if p > k // 2:
             raise FlaxcnnError(
@@ -179,7 +182,7 @@ def _max_fwd(
     find = partial(_find, axes=axes)
     if all(k <= s for _, k, s, _, _ in axes):
         return find(x)
-    least = -(-ELEMENTS * jax.device_count() // int(np.prod(x.shape[1:])))
+    least = -(-ELEMENTS // int(np.prod(x.shape[1:])))
     looped = partial(by_chunks, find, least=least)
     return lax.platform_dependent(x, cpu=looped, default=find)
 
@@ -193,8 +196,9 @@ def _find(x: Array, axes: tuple[Axis, Axis]) -> tuple[Array, Array]:
     best, *rest = _taps(x, inside, -np.inf)
     place = jnp.zeros(best.shape, np.min_scalar_type(len(rest) + 1))
     for i, tap in enumerate(rest, 1):
-        place = jnp.where(tap > best, i, place)
-        best = jnp.maximum(best, tap)
+        later = (tap > best) | jnp.isnan(tap)
+        place = jnp.where(later, i, place)
+        best = jnp.where(later, tap, best)
     return best, place
 
 
@@ -222,7 +226,7 @@ def _max_bwd(
         )
         total.append(jnp.where(there == jnp.asarray(here, there.dtype), given, 0))
     dx = reduce(jnp.add, total)
-    dx = dx.reshape(len(g), counts[0] * sh, counts[1] * sw, -1)
+    dx = dx.reshape(len(g), counts[0] * sh, counts[1] * sw, g.shape[-1])
     return (dx[:, ph : ph + size[0], pw : pw + size[1]],)
 
 

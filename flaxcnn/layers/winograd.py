@@ -9,7 +9,6 @@ to float64 as direct convolution is; with larger tiles it would not be.
 from collections.abc import Iterable, Sequence
 from functools import reduce
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -77,8 +76,8 @@ def kernel_gradient(g: Array, x: Array, padding: Sequence[Pair]) -> Array:
 
 
 def _least(size: Sequence[int]) -> int:
-    """Samples of a chunk, for an output of that size."""
-    return -(-PIXELS * jax.device_count() // (size[0] * size[1]))
+    """Samples of a chunk, per device, for an output of that size."""
+    return -(-PIXELS // (size[0] * size[1]))
 
 
 def _size(x: Array, padding: Sequence[Pair]) -> tuple[int, int]:

@@ -11,8 +11,9 @@ a regularizer, hangs on the last 17x17 module (figure 8).
 The defaults are the released network, with torchvision's keys. The structural rows of
 the paper's table 3 and its figures are fields; the rows "RMSProp" and "label smoothing"
 are training recipes. Kernels are drawn as in torchvision, from N(0, 0.1) (its cut at
-+-2 is 20 standard deviations away), 0.01 and 0.001 for the last two of the auxiliary
-head. Its `transform_input` is our preprocessing, "inception": pixels in [-1, 1].
++-2 is 20 standard deviations away), 0.001 for the last of the auxiliary head, and 0.01
+for the one before, for which torchvision means to. Its `transform_input` is our
+preprocessing, "inception": pixels in [-1, 1].
 """
 
 import functools

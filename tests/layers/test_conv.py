@@ -266,6 +266,8 @@ def test_map_dense_slides_over_a_larger_map():
         (Conv(4, 3), (1, 8, 8, 3), r"use \(3, 3\)"),
         (Conv(4, (3, 3), feature_group_count=2), (1, 8, 8, 3), "feature_group_count"),
         (Conv(4, (5, 5), padding=0), (1, 4, 4, 3), "larger input"),
+        (Conv(4, (5, 5), padding=0, feature_group_count=4), (1, 3, 3, 4), "larger"),
+        (Conv(64, (3, 3), padding=0), (1536, 1, 1, 64), "larger input"),
         (Conv(4, (3, 3), padding="same"), (1, 8, 8, 3), "SAME"),
         (Conv(4, (3, 3), padding=(1, 1, 1)), (1, 8, 8, 3), "give two"),
     ],
@@ -273,6 +275,23 @@ def test_map_dense_slides_over_a_larger_map():
 def test_bad_input_says_the_cure(layer, shape, message):
     with pytest.raises(FlaxcnnError, match=message):
         layer.init(jax.random.key(0), jnp.ones(shape))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_empty_batch(groups):
+    layer = Conv(2, (3, 3), 2, 1, feature_group_count=groups)
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 6, 6, 2)))
+    grads = jax.grad(lambda v, x: layer.apply(v, x).sum())(
+        variables, jnp.ones((0, 6, 6, 2))
+    )
+    assert not any(x.any() for x in jax.tree.leaves(grads))
+
+
+def test_sizes_may_be_integers_of_numpy():
+    x = normal(0, 1, 6, 6, 2, dtype="f4")
+    layers = [Conv(2, (3, 3), t(2), t(1)) for t in (int, np.int64)]
+    variables = layers[0].init(jax.random.key(0), x)
+    np.testing.assert_array_equal(*(layer.apply(variables, x) for layer in layers))
 
 
 def test_dense_to_conv_refuses_a_wrong_size():

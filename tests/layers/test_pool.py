@@ -178,6 +178,39 @@ def test_max_pool_of_other_types_and_batches(dtype, samples, monkeypatch):
         np.testing.assert_array_equal(np.asarray(ours, "f4"), expected[:, 0])
 
 
+def test_max_pool_twice_derived_at_ties_and_nan_against_torch():
+    torch = pytest.importorskip("torch")
+    direction = np.arange(1, 5, dtype="f4").reshape(1, 2, 2, 1)
+    nan = np.array([1, np.nan, 3, 4], "f4").reshape(1, 2, 2, 1)
+
+    def slope(x):
+        return jax.grad(lambda x: jnp.square(max_pool(x, 2)).sum())(x)
+
+    def torch_slope(x):
+        y = torch.nn.functional.max_pool2d(x, 2).square().sum()
+        return torch.autograd.grad(y, x, create_graph=True)[0]
+
+    ties = np.ones((1, 2, 2, 1), "f4")
+    ours = jax.grad(lambda x: (slope(x) * direction).sum())(ties)
+    x = to_torch(ties).requires_grad_()
+    (torch_slope(x) * to_torch(direction)).sum().backward()
+    np.testing.assert_array_equal(ours, from_torch(x.grad))
+    expected = torch_slope(to_torch(nan).requires_grad_())
+    np.testing.assert_array_equal(slope(nan), from_torch(expected))
+    np.testing.assert_array_equal(max_pool(nan, 2), [[[[np.nan]]]])
+
+
+def test_an_empty_batch():
+    grad = jax.grad(lambda x: max_pool(x, 3, 2, 1).sum())
+    assert grad(jnp.ones((0, 8, 8, 1))).shape == (0, 8, 8, 1)
+
+
+def test_sizes_may_be_integers_of_numpy():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    found = max_pool(x, np.int64(2), np.int32(2))
+    np.testing.assert_array_equal(found, max_pool(x, 2))
+
+
 def test_max_pool_gradient_is_deterministic_code():
     grad = jax.jit(jax.grad(lambda x: max_pool(x, 3, 2, 1).sum()))
     assert "select_and_scatter" not in grad.lower(jnp.ones((1, 8, 8, 1))).as_text()
@@ -192,5 +225,6 @@ def test_bad_input_says_the_cure(pool):
         pool(x, 2, 2, 2)
     with pytest.raises(FlaxcnnError, match="N, H, W, C"):
         pool(x[0], 2)
-    with pytest.raises(FlaxcnnError, match="p >= 1"):
-        p_norm_pool(x, 0.5, 2)
+    for p in (0.5, np.inf):
+        with pytest.raises(FlaxcnnError, match="finite p of 1 or more"):
+            p_norm_pool(x, p, 2)

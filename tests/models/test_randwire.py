@@ -1,6 +1,8 @@
 """RandWire: its graphs, its arithmetic, its edge drop."""
 
+import dataclasses
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -71,7 +73,7 @@ def test_a_seed_is_a_graph(generator, parameters, edges):
 )  # fmt: skip
 def test_a_registered_name_is_a_network(name, digests):
     graphs = flaxcnn.create_model(name).graphs().values()
-    texts = [graph.to_json().encode() for graph in graphs]
+    texts = [json.dumps(dataclasses.asdict(graph)).encode() for graph in graphs]
     assert [hashlib.sha256(text).hexdigest()[:12] for text in texts] == digests.split()
 
 
@@ -85,7 +87,6 @@ def test_graphs_are_connected_and_directed(generator, parameters):
         for source, target in graph.edges:
             part = [part[source] if p == part[target] else p for p in part]
         assert len(set(part)) == 1
-        assert Graph.from_json(graph.to_json()) == graph
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,27 @@ print(" while(" in program, *map(tuple, collectives(program)))
 """
 
 
+# The kernel's gradient of convolutions, of maps so large that it takes a few samples of
+# each device at a time.
+CONVOLUTIONS = """
+import jax, jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from benchmarks.scaling import collectives
+from flaxcnn.layers import conv
+
+mesh, ones = Mesh(jax.devices(), "data"), ((1, 1), (1, 1))
+spread = NamedSharding(mesh, PartitionSpec("data"))
+same = NamedSharding(mesh, PartitionSpec())
+for channels, kernel, groups in ((64, 3, 1), (2, 5, 1), (8, 3, 8)):
+    shapes = (8, 96, 96, channels), (kernel, kernel, channels // groups, channels)
+    x, k = (jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+            for shape, where in zip(shapes, (spread, same)))
+    loss = lambda k, x: (conv(x, k, padding=ones, groups=groups) ** 2).sum()
+    program = jax.jit(jax.grad(loss)).lower(k, x).compile().as_text()
+    print(" while(" in program, *{kind for kind, _ in collectives(program)})
+"""
+
+
 def run_on(devices, script, *arguments):
     flags = f"--xla_force_host_platform_device_count={devices}"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -86,6 +107,11 @@ def test_bytes_of_collectives():
 def test_max_pooling_stays_on_its_device():
     done = run_on(2, POOL)
     assert done.stdout.split("\n")[0] == "True ('all-reduce', 4)", done.stderr
+
+
+def test_gradients_of_large_maps_move_sums_alone():
+    done = run_on(2, CONVOLUTIONS)
+    assert done.stdout == "True all-reduce\n" * 3, done.stderr
 
 
 @pytest.mark.long
