@@ -277,6 +277,16 @@ def test_no_step_waits_for_its_metrics(debug_config, tmp_path, monkeypatch):
     assert True not in fetched
 
 
+def test_the_state_is_written_over(debug_config, tmp_path):
+    """Donated: two of it are never needed."""
+    trainer = loop.Trainer(debug_config("tiny_bn", steps_per_call=1), tmp_path)
+    trainer.signalled = lambda: False
+    before = jax.tree.leaves(trainer.state)
+    trainer.train(1)
+    trainer.close()
+    assert all(x.is_deleted() for x in before)
+
+
 def test_a_damaged_checkpoint_is_named(debug_config, tmp_path, capfd):
     fit(debug_config("tiny_bn"), tmp_path)
     for file in (tmp_path / "checkpoints" / "10" / "state").rglob("*"):
