@@ -29,6 +29,7 @@ from benchmarks.batches import (
 )
 from benchmarks.benchmark import Benchmark, Contender, Effort, Setup, cores
 from benchmarks.suites import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
+from benchmarks.variants import replace_rule
 from flaxcnn import create_model, default_config
 from flaxcnn.registry import model_fields
 from flaxcnn.train.config import Durations
@@ -75,6 +76,7 @@ def make_model(bench: Benchmark, exact: bool = False) -> Any:
 def train(setup: Setup) -> Contender:
     """A training step, or with flaxcnn_scan many of them in one call."""
     bench = setup.bench
+    replace_rule(setup.contender)
     if setup.contender == "flaxcnn_fit" and not setup.exact:
         return epoch(setup)
     model = make_model(bench, setup.exact)

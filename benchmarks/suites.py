@@ -22,6 +22,11 @@ CONTENDERS = {  # name: its module
     "flaxcnn_conv_fusion": OURS,  # cuDNN's graphs
     "flaxcnn_autotune_2": OURS,
     "flaxcnn_autotune_0": OURS,
+    "flaxcnn_stock_relu": OURS,  # one of its rules replaced, see variants.py
+    "flaxcnn_stock_norm": OURS,
+    "flaxcnn_stock_pool": OURS,
+    "flaxcnn_dot_1x1": OURS,
+    "flaxcnn_padded_stem": OURS,
     "flax_linen": FLAX,
     "torch_eager": f"{TORCH}.pytorch",
     "torch_compile": f"{TORCH}.pytorch",
@@ -208,6 +213,14 @@ def _gpu() -> tuple[dict[str, Benchmark], tuple[Mean, ...]]:
         "xla_flags": at224(
             "train", "resnet50", 256,
             ("flaxcnn_conv_fusion", "flaxcnn_autotune_2", "flaxcnn_autotune_0"),
+        ),
+        "rules_allcnn_c": cifar("train", "flaxcnn", "flaxcnn_stock_relu"),
+        "rules_vgg16": at224("train", "vgg16", 128, ("flaxcnn_stock_relu",)),
+        "rules_resnet50": at224(
+            "train", "resnet50", 256, ("flaxcnn_stock_norm", "flaxcnn_dot_1x1")
+        ),
+        "rules_resnet50_stem": at224(
+            "train", "resnet50", 256, ("flaxcnn_padded_stem", "flaxcnn_stock_pool")
         ),
         "resnet34_train": g2("resnet34", 256),
         "resnet152_train": g2("resnet152", 128),

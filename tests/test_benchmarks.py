@@ -9,6 +9,9 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import flaxcnn
@@ -24,6 +27,7 @@ from benchmarks.first_result import FILE, first_result
 from benchmarks.goals import judge, judge_mean, verdicts
 from benchmarks.race import Race
 from benchmarks.suites import CONTENDERS, MEANS, SUITES
+from benchmarks.variants import RULES
 from benchmarks.worker import Worker, draw_weights, roofline
 from flaxcnn.reproduce.table import read_csv
 
@@ -91,16 +95,60 @@ def test_smoke_of_the_cpu_suite(tmp_path):
     assert out.with_suffix(".md").read_text().count("## ") == 5
 
 
+@pytest.mark.parametrize("contender", RULES)
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_replaced_rule_computes_the_same(contender, window):
+    module, name, make = RULES[contender]
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(0).standard_normal
+        x, channel = jnp.asarray(draw((2, 7, 7, 3))), jnp.arange(1.0, 4.0)
+        strides, pads = (2, 2), ((window // 2,) * 2,) * 2
+        axes = tuple((i, 3, 2, 1, 4) for i in (1, 2))
+        how = {  # arrays, and the rest
+            "relu": ([x], ()),
+            "_normalise": ([x, channel, channel], (1e-5,)),
+            "_max": ([x], (axes, (7, 7))),
+            "_stock": ([x, jnp.asarray(draw((window, window, 3, 4)))], (strides, pads)),
+        }
+        arrays, rest = how[name]
+
+        def results(f):
+            y, pull = jax.vjp(lambda *arrays: f(*arrays, *rest), *arrays)
+            return y, pull(jax.tree.map(jnp.cos, y))
+
+        ours = getattr(module, name)
+        found, expected = results(make(ours)), results(ours)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_rule_is_replaced_in_the_network():
+    code = """
+from benchmarks.variants import replace_rule
+
+replace_rule("flaxcnn_stock_relu")
+import jax, flaxcnn
+from flaxcnn.models import allcnn
+
+assert allcnn.relu is jax.nn.relu
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.long
 def test_smoke_of_the_gpu_suite(tmp_path):
     out = tmp_path / "gpu.json"
-    rows = ["ceilings", "allcnn_c_epoch"]
+    rows = ["ceilings", "allcnn_c_epoch", "rules_allcnn_c"]
     done = benchmarks(
         "--suite", "gpu", "--smoke", "--rounds", 1, "--out", out, "--only", *rows
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())["benchmarks"]
     assert results["ceilings"]["values"].keys() == {"matmul", "copy"}
+    assert results["rules_allcnn_c"]["ratios"].keys() == {"flaxcnn_stock_relu"}
     epoch = results["allcnn_c_epoch"]
     assert epoch["values"]["flaxcnn_fit"]["median"] > 0
     assert epoch["ratios"].keys() >= {"torch_eager", "torch_loader"}
