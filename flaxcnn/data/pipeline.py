@@ -16,12 +16,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxcnn.data import preprocess
+from flaxcnn.data.images import Crop, random_box
 from flaxcnn.data.preprocess import Preprocess
 from flaxcnn.data.sources import Source, as_arrays, check_shape, load_source
 
 Feed = dict[str, np.ndarray]
 
 DEVICE_LIMIT = 2 << 30  # bytes of a data set that "auto" keeps on the device
+CROPS = 0xC207  # apart from other streams of the same seed
 FIT_SAMPLES = 10_000  # of a larger set, to fit the preprocessing on
 
 
@@ -68,6 +70,19 @@ class EvalOrder:
         return -(-self.examples // self.batch_size)
 
 
+@dataclass(frozen=True)
+class RandomCrop:
+    """The box of each sample: it follows from the seed and the place in the stream."""
+
+    smallest: float  # share of the image's area
+    seed: int
+
+    def __call__(self, position: int) -> Crop:
+        """As `images.random_box` for the sample at that position."""
+        rng = np.random.default_rng([CROPS, self.seed, position])
+        return functools.partial(random_box, smallest=self.smallest, rng=rng)
+
+
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(examples)
@@ -106,9 +121,12 @@ class DevicePipeline:
 class HostPipeline:
     """Samples read and decoded on the host by threads, a few batches ahead."""
 
-    def __init__(self, source: Source, order: TrainOrder | EvalOrder):
+    def __init__(
+        self, source: Source, order: TrainOrder | EvalOrder,
+        crop: RandomCrop | None = None,
+    ):  # fmt: skip
         self.resident: dict[str, np.ndarray] = {}
-        self.source, self.order = source, order
+        self.source, self.order, self.crop = source, order, crop
         self.image_shape = source[0]["image"].shape
         self._next = -1
         self._batches: Iterator[Feed] = iter(())
@@ -141,13 +159,18 @@ class HostPipeline:
         return iter(batches.to_iter_dataset(ahead))
 
     def _load(self, step: int) -> Feed:
-        feed = _local(self.order(int(step)))
-        samples = [self.source[i] for i in feed.pop("index")]
-        for sample in samples:
-            check_shape(self.source.name, sample["image"], self.image_shape)
-        image = np.stack([sample["image"] for sample in samples])
-        label = np.array([sample["label"] for sample in samples], np.int32)
-        return {"image": image, "label": label, **feed}
+        feed, size = self.order(int(step)), self.order.batch_size
+        feed = _local({**feed, "position": int(step) * size + np.arange(size)})
+        places = zip(feed.pop("index"), feed.pop("position"), strict=True)
+        images, labels = zip(*(self._read(*place) for place in places), strict=True)
+        for image in images:
+            check_shape(self.source.name, image, self.image_shape)
+        return {"image": np.stack(images), "label": np.array(labels, np.int32), **feed}
+
+    def _read(self, index: int, position: int) -> tuple[np.ndarray, int]:
+        if self.crop is None:
+            return self.source.read(int(index))
+        return self.source.read(int(index), self.crop(int(position)))
 
 
 def make_gather(kind: str, constrain: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -210,7 +233,9 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
     shape = train[0]["image"].shape
     check_shape(test.name, test[0]["image"], shape)
     fits = (len(train) + len(test)) * int(np.prod(shape)) <= DEVICE_LIMIT
-    on_device = data.pipeline == "device" or (data.pipeline == "auto" and fits)
+    crop = RandomCrop(data.random_crop, seed) if data.random_crop else None
+    wanted = data.pipeline == "auto" and not crop  # whose images are new every time
+    on_device = data.pipeline == "device" or (wanted and fits)
     fitted = data.preprocess in ("standardize", "gcn_zca")
     if on_device or (fits and fitted):
         sample = train
@@ -225,7 +250,7 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
         (DevicePipeline(images, labels, orders[0]),
          DevicePipeline(*as_arrays(test), orders[1]))
         if on_device
-        else (HostPipeline(train, orders[0]), HostPipeline(test, orders[1]))
+        else (HostPipeline(train, orders[0], crop), HostPipeline(test, orders[1]))
     )  # fmt: skip
     return Data(
         *pipelines,

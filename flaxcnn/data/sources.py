@@ -19,6 +19,7 @@ import numpy as np
 from flaxcnn.data import builders
 from flaxcnn.data.images import (
     SUFFIXES,
+    Crop,
     check_sizes,
     decode_image,
     image_files,
@@ -41,13 +42,14 @@ class Source:
 
     `source[i]` is `{"image": uint8 [H, W, C], "label": int}`, decoded when asked for;
     it raises FlaxcnnError, naming the file or record, where that cannot be decoded.
-    `classes` holds the class names: label `k` is `classes[k]`.
+    `classes` holds the class names: label `k` is `classes[k]`. `read(i, crop)` takes a
+    box in place of the central square, see `decode_image`.
     """
 
     name: str
     classes: tuple[str, ...]
     size: int
-    read: Callable[[int], Example]
+    read: Callable[..., Example]
 
     @property
     def num_classes(self) -> int:
@@ -150,18 +152,23 @@ def _digits(split: str, image_size: int | None, resize: int | None) -> Source:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)
+    chosen = (np.arange(len(data.images)) % 5 == 4) == (split == "test")
+    given = np.round(data.images[chosen] * (255 / 16)).astype(np.uint8)
+    images, labels = given, data.target[chosen]
     if image_size:
-        squares = (square(Image.fromarray(x), image_size, resize) for x in images)
+        squares = (square(Image.fromarray(x), image_size, resize) for x in given)
         images = np.stack([np.asarray(x) for x in squares])
-    chosen = (np.arange(len(images)) % 5 == 4) == (split == "test")
-    images, labels = images[chosen][..., None], data.target[chosen]
-    return Source(
-        name="digits",
-        classes=tuple(map(str, data.target_names)),
-        size=len(images),
-        read=lambda i: (images[i], int(labels[i])),
-    )
+
+    def read(index: int, crop: Crop | None = None) -> Example:
+        image = images[index]
+        if crop and image_size:
+            part = Image.fromarray(given[index]).crop(crop(8, 8))
+            image = np.asarray(
+                part.resize((image_size,) * 2, Image.Resampling.BILINEAR)
+            )
+        return image[..., None], int(labels[index])
+
+    return Source("digits", tuple(map(str, data.target_names)), len(images), read)
 
 
 def _tfds(name: str, split: str, root: Path, decode: Decode) -> Source:
@@ -215,11 +222,11 @@ def _tfds_split(tfds: Any, name: str, path: Path, split: str, decode: Decode) ->
     if labelled is None or channels not in (1, 3):
         raise FlaxcnnError(f"{name}: no labelled {split} split of grey or RGB images")
 
-    def read(index: int) -> Example:
+    def read(index: int, crop: Crop | None = None) -> Example:
         try:
             example = labelled[index]
             stream = io.BytesIO(example["image"])
-            return decode(stream, channels), int(example["label"])
+            return decode(stream, channels, crop=crop), int(example["label"])
         except Exception as error:
             raise FlaxcnnError(
                 f"{name}: record {index} of {path} is corrupt ({reason(error)}); "
@@ -257,9 +264,9 @@ def _folder(
     turns = [(i, k, f) for k, found in enumerate(files) for i, f in enumerate(found)]
     samples = [(file, label) for _, label, file in sorted(turns)]
 
-    def read(index: int) -> Example:
+    def read(index: int, crop: Crop | None = None) -> Example:
         file, label = samples[index]
-        return read_image(file, image_size, resize), label
+        return read_image(file, image_size, resize, crop=crop), label
 
     return Source(f"folder:{root}", classes, len(samples), read)
 

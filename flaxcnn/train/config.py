@@ -47,6 +47,7 @@ RANGES = {
     "seed": (0, 1 << 32),
     "ema": (0, 1),
     "label_smoothing": (0, 1),
+    "data.random_crop": (0, 1),
     "data.translate": (0, None),
     "data.cutout": (0, None),
     "data.mixup": (0, None),
@@ -83,6 +84,9 @@ def default_config() -> ConfigDict:
                 resize=0,  # shorter side before that crop; 0: image_size
                 pipeline="auto",  # device | host; auto: the device if the set is small
                 preprocess="standardize",  # unit | imagenet | inception | gcn_zca | ...
+                # Smallest share of the area of a random crop, resized to image_size, in
+                # place of the central one (0.08 is usual); 0: off. Read on the host.
+                random_crop=0.0,
                 flip=False,  # mirror half of the images
                 translate=0,  # shift by up to this many pixels, zero padded
                 cutout=0,  # blank a square of this size
@@ -224,6 +228,13 @@ def check_config(config: ConfigDict) -> None:
             raise FlaxcnnError(
                 f"config.{key}={given[key]}; it must be at least {low}{below}"
             )
+    if config.data.random_crop and config.data.pipeline == "device":
+        raise FlaxcnnError(
+            "config.data.random_crop makes new images of the files every time; leave "
+            "config.data.pipeline at auto"
+        )
+    if config.data.random_crop and not config.data.image_size:
+        raise FlaxcnnError("config.data.random_crop needs config.data.image_size")
     if config.transfer.cache_features:
         _check_cached(config)
     for pair in config.optim.lr_factors:
@@ -252,7 +263,7 @@ def _check_cached(config: ConfigDict) -> None:
             f'{where} needs config.transfer.train="head" and frozen="eval": all before '
             "the head has to stay as it is"
         )
-    augmentation = ("flip", "translate", "cutout", "mixup", "cutmix")
+    augmentation = ("random_crop", "flip", "translate", "cutout", "mixup", "cutmix")
     given = flatten(config)
     for key in ("eval_flip", *(f"data.{name}" for name in augmentation)):
         if given[key]:

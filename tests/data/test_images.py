@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxcnn.data.images import decode_image, image_files, read_image
+from flaxcnn.data.images import decode_image, image_files, random_box, read_image
 from flaxcnn.data.sources import load_source
 from flaxcnn.errors import FlaxcnnError
 
@@ -100,6 +100,89 @@ def test_sizes_are_torchvisions_bit_for_bit(
             for given in (resize, None, 0) if resize == image_size else (resize,):
                 found = _decode(content, channels, image_size, given)
                 np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 77, 60), (5, 9, 41, 52), (70, 0, 77, 4), (0, 0, 1, 1)]
+)
+def test_a_box_is_torchvisions_bit_for_bit(
+    box: tuple, kind: str, transforms: Any
+) -> None:
+    """Also of a JPEG whose box is below four times the result."""
+    content = _encode(Image.fromarray(_noise(60, 77, 3)), kind)
+    left, top, right, bottom = box
+    for size in (16, 40):
+        expected = transforms.functional.resized_crop(
+            Image.open(io.BytesIO(content)),
+            top, left, bottom - top, right - left, [size, size],
+        )  # fmt: skip
+        found = _decode(content, 3, size, 99, lambda width, height: box)
+        np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_box_of_a_large_jpeg_is_of_the_upright_image(
+    orientation: int, transforms: Any
+) -> None:
+    """From fewer pixels, and after it was turned."""
+    rows, columns = np.mgrid[0:600, 0:800]
+    waves = (127 + 100 * np.sin(rows / 49) * np.cos(columns / 31)).astype(np.uint8)
+    upright = np.stack([waves, waves[::-1], waves[:, ::-1]], -1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if orientation == 1 else np.rot90(upright)
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    content = _encode(image, "JPEG", exif=exif, quality=95)
+    sizes = []
+
+    def crop(width: int, height: int) -> tuple[int, int, int, int]:
+        sizes.append((width, height))
+        return 100, 50, 780, 560
+
+    expected = transforms.functional.resized_crop(
+        Image.fromarray(upright), 50, 100, 510, 680, [48, 48]
+    )
+    difference = _decode(content, 3, 48, None, crop) - np.asarray(expected).astype(int)
+    assert sizes == [(800, 600)]
+    assert np.abs(difference).mean() < 2
+    assert np.abs(difference).max() < 12
+
+
+def test_random_boxes_are_drawn_as_torchvision_draws_them(transforms: Any) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    rng, pixels = np.random.default_rng(0), torch.zeros(3, 60, 90)
+
+    def facts(left: int, top: int, width: int, height: int) -> list[float]:
+        shares = width * height / 5400, float(np.log(width / height))
+        middle = left / max(90 - width, 1), top / max(60 - height, 1)
+        return [*shares, *middle]
+
+    ours, theirs = [], []
+    for _ in range(4000):
+        left, top, right, bottom = random_box(90, 60, smallest=0.08, rng=rng)
+        assert 0 <= left < right <= 90
+        assert 0 <= top < bottom <= 60
+        ours.append(facts(left, top, right - left, bottom - top))
+        i, j, h, w = transforms.RandomResizedCrop.get_params(
+            pixels, [0.08, 1.0], [3 / 4, 4 / 3]
+        )
+        theirs.append(facts(j, i, w, h))
+    levels = np.linspace(0.1, 0.9, 9)
+    ours, theirs = (np.quantile(x, levels, axis=0) for x in (ours, theirs))
+    np.testing.assert_allclose(ours, theirs, atol=0.03)
+
+
+@pytest.mark.parametrize("size", [(90, 10), (10, 90), (1, 200), (37, 400)])
+def test_a_box_that_no_attempt_finds(size: tuple[int, int], transforms: Any) -> None:
+    torch = pytest.importorskip("torch")
+    width, height = size
+    i, j, h, w = transforms.RandomResizedCrop.get_params(
+        torch.zeros(3, height, width), [0.9, 1.0], [3 / 4, 4 / 3]
+    )
+    box = random_box(width, height, smallest=0.9, rng=np.random.default_rng(0))
+    assert box == (j, i, j + w, i + h)
 
 
 def test_a_jpeg_below_four_times_the_size_is_bit_identical_too(transforms: Any) -> None:

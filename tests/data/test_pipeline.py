@@ -103,6 +103,37 @@ def test_own_images(photos, pipeline):
     )
 
 
+def test_random_crops_follow_from_the_seed_and_the_place_in_the_stream(photos):
+    config = data_config(name=f"folder:{photos}", image_size=12, random_crop=0.1)
+    data, again = load_data(config, 4, 0), load_data(config, 4, 0)
+    assert isinstance(data.train, HostPipeline)
+    first = data.train.feeds(range(6))["image"]  # 24 of 6 photographs: four epochs
+    np.testing.assert_array_equal(again.train.feeds(range(4, 6))["image"], first[4:])
+    crops = {x.tobytes() for x in first.reshape(-1, 12, 12, 3)}
+    assert len(crops) == 24
+    other = load_data(config, 4, 1).train.feeds(range(6))["image"]
+    assert crops.isdisjoint(x.tobytes() for x in other.reshape(-1, 12, 12, 3))
+
+    central = load_source(f"folder:{photos}", "test", image_size=12)
+    tested = data.test.feeds(range(1))["image"][0, :2]
+    np.testing.assert_array_equal(tested, as_arrays(central)[0])
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_a_random_crop_of_all_is_the_whole_image(photos, name):
+    """Of its square middle it is the central crop."""
+    for path in photos.glob("*/*/*.png"):
+        image = Image.open(path).resize((16, 16))
+        image.save(path)
+    source = load_source(
+        "digits" if name == "digits" else f"folder:{photos}", "train", image_size=12
+    )
+    for i in (0, 5):
+        image, label = source.read(i, lambda width, height: (0, 0, width, height))
+        np.testing.assert_array_equal(image, source[i]["image"])
+        assert label == source[i]["label"]
+
+
 def test_images_of_different_sizes_need_a_size(photos):
     with pytest.raises(FlaxcnnError, match=r"different sizes.*data\.image_size"):
         load_data(data_config(name=f"folder:{photos}"), 4, 0)

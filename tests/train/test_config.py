@@ -97,6 +97,22 @@ def test_bad_values(debug_config, key, value, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"data__image_size": 0},
+            "config.data.random_crop needs config.data.image_size",
+        ),
+        ({"data__image_size": 8, "data__pipeline": "device"}, "data.pipeline at auto"),
+        ({"data__image_size": 8, "data__random_crop": 1}, "at least 0 and below 1"),
+    ],
+)
+def test_random_crops_that_cannot_be(debug_config, overrides, message):
+    with pytest.raises(FlaxcnnError, match=message):
+        debug_config("tiny_bn", **{"data__random_crop": 0.1, **overrides})
+
+
 def test_a_key_that_a_config_file_invents():
     config = default_config()
     config.optim.wamup = "5 epochs"
