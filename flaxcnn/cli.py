@@ -61,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("out", help=".safetensors (ours), or torch's keys: .npz, .pth")
     command.set_defaults(run=convert)
 
+    command = commands.add_parser("export", help="StableHLO, which jax alone can run")
+    add_weights(command, "weights")
+    command.add_argument("out", help="such as resnet50.stablehlo")
+    command.add_argument("--batch_size", type=int, default=1, help="of its input")
+    command.set_defaults(run=export)
+
     command = commands.add_parser("reproduce", help="an experiment of the lecture")
     command.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
     command.add_argument("--workdir", required=True)
@@ -204,9 +210,7 @@ def convert(args: argparse.Namespace) -> None:
     from flaxcnn.weights.pretrained import model_name, open_weights, restore
     from flaxcnn.weights.torch import as_state_dict
 
-    out = Path(args.out)
-    if not out.parent.is_dir():
-        raise FlaxcnnError(f"{out}: no directory {out.parent}; make it first")
+    out = output_path(args.out)
     try:
         if out.suffix == ".safetensors":
             classifier = load_weights(args)
@@ -221,6 +225,33 @@ def convert(args: argparse.Namespace) -> None:
         raise FlaxcnnError(f"{out}: cannot be written ({error.strerror})") from error
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"{out}: {name}, {count:,} parameters")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes a classifier as a program, and says how to call it."""
+    from flaxcnn.atomic import replacing
+
+    out = output_path(args.out)
+    classifier = load_weights(args)
+    data = classifier.export(args.batch_size)
+    try:
+        with replacing(out) as part:
+            part.write_bytes(data)
+    except OSError as error:
+        raise FlaxcnnError(f"{out}: cannot be written ({error.strerror})") from error
+    shape = [args.batch_size, *classifier.image_shape]
+    print(
+        f"{out}: {classifier.name}, {len(data):,} bytes; "
+        f"jax.export.deserialize(...).call(images) of uint8 {shape} gives logits"
+    )
+
+
+def output_path(name: str) -> Path:
+    """The path of a file to write; FlaxcnnError without its directory."""
+    out = Path(name)
+    if not os.path.isdir(out.parent):
+        raise FlaxcnnError(f"{out}: no directory {out.parent}; make it first")
+    return out
 
 
 def reproduce(args: argparse.Namespace) -> None:

@@ -1,12 +1,15 @@
 """What a trained network says of images: predictions and evaluations."""
 
 import functools
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
@@ -18,6 +21,7 @@ from flaxcnn.data.pipeline import EvalOrder, HostPipeline
 from flaxcnn.data.preprocess import Preprocess
 from flaxcnn.data.sources import Source
 from flaxcnn.errors import FlaxcnnError
+from flaxcnn.fold import fold_batchnorm
 from flaxcnn.registry import model_fields, model_info
 from flaxcnn.train.steps import infer
 from flaxcnn.weights.catalog import imagenet_classes
@@ -65,12 +69,34 @@ class Classifier:
 
     @functools.cached_property
     def _forward(self) -> Any:
-        def forward(variables: Any, arrays: Any, images: jax.Array, flip: bool) -> Any:
-            x = preprocessing.apply(self.preprocess.kind, arrays, images)
-            return infer(self.model, variables, x, flip)
-
         options = compiler_options()
-        return jax.jit(forward, static_argnames="flip", compiler_options=options)
+        return jax.jit(self._apply, static_argnames="flip", compiler_options=options)
+
+    def _apply(self, variables: Any, arrays: Any, images: Any, flip: bool) -> jax.Array:
+        x = preprocessing.apply(self.preprocess.kind, arrays, images)
+        return infer(self.model, variables, x, flip)
+
+    def export(self, batch_size: int = 1) -> bytes:
+        """The network with its weights as StableHLO, for CPU, CUDA and TPU.
+
+        `jax.export.deserialize(data).call(images)` gives logits, float32 [batch_size,
+        classes], of images, uint8 [batch_size, H, W, C] of `image_shape`: with jax, but
+        without flax and this library. BatchNorm is folded.
+
+        Raises:
+          FlaxcnnError: no flatbuffers, by which jax writes it; a bad batch size.
+        """
+        if batch_size < 1:
+            raise FlaxcnnError(f"batch_size={batch_size}; it must be at least 1")
+        if importlib.util.find_spec("flatbuffers") is None:
+            raise FlaxcnnError("export needs flatbuffers; pip install flatbuffers")
+        variables = fold_batchnorm(self.model, self.variables, self.image_shape)
+        forward = jax.jit(
+            lambda images: self._apply(variables, self.preprocess.arrays, images, False)
+        )
+        images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.uint8)
+        exported = jax.export.export(forward, platforms=("cpu", "cuda", "tpu"))(images)
+        return bytes(exported.serialize())
 
     def read(self, path: str | Path) -> np.ndarray:
         """An image file as the network takes it: uint8 [H, W, C].

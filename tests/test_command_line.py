@@ -343,6 +343,31 @@ def test_convert_to_the_file_that_is_read(weights):
     assert changed == {**facts, "resize": 12}
 
 
+def test_what_is_exported_runs_without_this_library(weights, tmp_path, capsys):
+    out, images, found = (tmp_path / n for n in ("a.stablehlo", "x.npy", "y.npy"))
+    run("export", weights, out, "--batch_size=3")
+    assert "of uint8 [3, 8, 8, 1] gives logits" in capsys.readouterr().out
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    np.save(images, pixels)
+    code = """
+import sys
+sys.modules["flax"] = sys.modules["flaxcnn"] = None
+import jax.export, numpy as np
+
+program, images, found = sys.argv[1:]
+exported = jax.export.deserialize(open(program, "rb").read())
+np.save(found, exported.call(np.load(images)))
+print(*exported.platforms)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, out, images, found],
+        capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.stdout == "cpu cuda tpu\n", done.stderr
+    expected = load_classifier(weights).logits(pixels)
+    np.testing.assert_allclose(np.load(found), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -369,6 +394,10 @@ def test_convert_to_the_file_that_is_read(weights):
         ("convert {weights} {tmp}/no/a.pth", "no directory {tmp}/no; make it first"),
         ("convert {weights} {folder}", "{folder}: cannot be written"),
         ("convert {tmp}/no.pth {tmp}/a.npz", "no file {tmp}/no.pth"),
+        ("export {tmp}/no.pth {tmp}/a.npz", "no file {tmp}/no.pth"),
+        ("export {weights} {tmp}/no/a", "no directory {tmp}/no; make it first"),
+        ("export {weights} {folder}", "{folder}: cannot be written"),
+        ("export {weights} {tmp}/a.npz --batch_size=0", "batch_size=0; it must be at"),
         ("convert {weights} {tmp}/a.npz --model=nin", "has weights of tiny_bn, not"),
         ("convert {weights} {tmp}/a.npz --model=nix", "unknown model 'nix'"),
     ],

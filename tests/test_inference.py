@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -137,6 +138,34 @@ def test_logits_are_of_the_preprocessed_image():
             net.variables, jnp.asarray(expected[kind], jnp.float32), train=False
         )
         np.testing.assert_allclose(net.logits(pixels), logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("resnet20_cifar", (32, 32, 3), "imagenet"),
+        ("allconv_mnist", (28, 28, 1), "unit"),
+    ],
+)
+def test_an_exported_program_gives_the_logits(name, shape, kind):
+    """In batches in which convolutions are Winograd's, too."""
+    net = Classifier(
+        name, flaxcnn.create_model(name), random_variables(name, shape), LETTERS,
+        shape, shape[0], preprocess.fit(kind, np.zeros((1, 1, 1, 3), np.uint8)),
+    )  # fmt: skip
+    images = random_pixels(32, *shape)
+    exported = jax.export.deserialize(net.export(32))
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    found = exported.call(images)
+    np.testing.assert_allclose(found, net.logits(images), rtol=1e-3, atol=1e-4)
+    with pytest.raises(FlaxcnnError, match="batch_size=0"):
+        net.export(0)
+
+
+def test_export_says_what_it_lacks(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FlaxcnnError, match="pip install flatbuffers"):
+        tiny().export()
 
 
 def test_files_are_read_as_the_network_takes_them(tmp_path):
