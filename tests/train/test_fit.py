@@ -287,6 +287,16 @@ def test_the_state_is_written_over(debug_config, tmp_path):
     assert all(x.is_deleted() for x in before)
 
 
+def test_what_a_killed_run_left_half_written_goes(finished, tmp_path):
+    workdir, config, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    half = tmp_path / "run" / "checkpoints" / "7.orbax-checkpoint-tmp"
+    half.mkdir()
+    fit(config, tmp_path / "run")
+    assert not half.exists()
+    assert_identical(tensors(tmp_path / "run"), tensors(workdir))
+
+
 def test_a_damaged_checkpoint_is_named(debug_config, tmp_path, capfd):
     fit(debug_config("tiny_bn"), tmp_path)
     for file in (tmp_path / "checkpoints" / "10" / "state").rglob("*"):
