@@ -10,6 +10,7 @@ Convolutions are counted in the form that a GPU gets; `seconds` runs that of the
 Writes results/benchmarks/scaling.json and .md, and the table of docs/scaling.md.
 """
 
+import datetime
 import json
 import math
 import os
@@ -242,7 +243,7 @@ def tables(results: dict[str, Any]) -> str:
         "# Scaling: what a training step costs",
         "By `python -m benchmarks.scaling`; how to read it: "
         "[docs/scaling.md](../../docs/scaling.md). "
-        f"{found['cores']} cores of {found['cpu']}; {versions}.",
+        f"{results['date']}, {found['cores']} cores of {found['cpu']}; {versions}.",
     ]
     for section, rows in results["sections"].items():
         parts += [f"## {section}", "\n".join(_table(section, rows))]
@@ -306,6 +307,7 @@ def main(argv: list[str]) -> None:
         if section != "model":
             sections[section] = list(measure(section))
             results["environment"] = environment()
+            results["date"] = datetime.date.today().isoformat()
             FILE.write_text(json.dumps(results, indent=1) + "\n")  # so far
     results["sections"] = {key: sections[key] for key in SECTIONS if key in sections}
     if not argv or "model" in argv:
