@@ -44,7 +44,7 @@ def judge(title: str, goal: Goal, result: dict[str, Any] | None) -> Verdict:
         what += "share of the roofline" if goal.roofline else "value"
         value = result and own_value(goal, result)
     else:
-        peer = result and hardest_peer(goal.against, result)
+        peer = result and hardest_peer(goal, result)
         what += f"against {peer or ' or '.join(goal.against)}"
         value = result["ratios"][peer] if result and peer else None
     met = meets(goal, value["median"]) if value else None
@@ -77,11 +77,11 @@ def own_value(goal: Goal, result: dict[str, Any]) -> Spread | None:
     return {k: value[k] / result["roofline"] for k in ("median", "min", "max")}
 
 
-def hardest_peer(peers: tuple[str, ...], result: dict[str, Any]) -> str | None:
+def hardest_peer(goal: Goal, result: dict[str, Any]) -> str | None:
     """Of those that could be measured, the one with the ratio that is worst for us."""
-    ratios = {name: result["ratios"][name]["median"] for name in peers
+    ratios = {name: result["ratios"][name]["median"] for name in goal.against
               if name in result["ratios"]}  # fmt: skip
-    worst = max if result["unit"] in ("s", "MiB") else min
+    worst = max if goal.sign == "<=" else min
     return worst(ratios, key=ratios.__getitem__) if ratios else None
 
 

@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
                 f"the benchmarks need {package}; pip install -e '.[test]'"
             ) from None
     for found in metadata.distributions():
-        if re.match("nvidia-cudnn|nvidia-cuda-runtime|jax-cuda", found.name):
+        if re.match("nvidia-cudnn|nvidia-cuda-runtime|jax-cuda", found.name or ""):
             versions[found.name] = found.version
     return {
         "cpu": cpu_model(),

@@ -1,4 +1,4 @@
-"""ImageNet from scratch, by the recipe of torchvision's first weights.
+"""ImageNet from scratch, by the recipe of torchvision's first ResNets.
 
     python train.py --config configs/imagenet.py:resnet50 \
         --config.data.name=folder:/path/to/imagenet
@@ -6,7 +6,9 @@
 The images lie in <path>/train/<class>/ and <path>/val/<class>/. SGD for 90 epochs, a
 tenth of the rate after 30 and 60; random crops of 8 % of the area or more, flips; 256
 images a step of all devices together. (torchvision's reference scripts,
-github.com/pytorch/vision/tree/main/references/classification.)
+github.com/pytorch/vision/tree/main/references/classification, have eight times 32
+images, each with a BatchNorm of its own, in float32, and a rate of 0.01 for AlexNet and
+for VGG without BatchNorm.)
 
 Expected, top-1 accuracy of the central crop, as torchvision states of its weights V1:
 ResNet-18 69.758 %, ResNet-34 73.314, ResNet-50 76.130, ResNet-101 77.374, ResNet-152

@@ -64,12 +64,12 @@ def register(name: str, *, info: Info, **fields: Any) -> Callable[[Class], Class
     """Class decorator: `name` stands for the decorated module with `fields` set."""
 
     def decorate(cls: Class) -> Class:
-        owner = None
+        owner = cls.__module__
+        if name in _declared():
+            owner = f"flaxcnn.models.{_declared()[name][0]}"
         if name in _rows:
             owner = _rows[name].cls.__module__
-        elif name in _declared():
-            owner = f"flaxcnn.models.{_declared()[name][0]}"
-        if owner and (name in _rows or owner != cls.__module__):
+        if name in _rows or owner != cls.__module__:
             raise FlaxcnnError(
                 f"model {name!r} is registered twice, by {owner} and "
                 f"{cls.__module__}; rename one of them"

@@ -95,8 +95,14 @@ def test_smoke_of_the_cpu_suite(tmp_path):
     assert out.with_suffix(".md").read_text().count("## ") == 5
 
 
-@pytest.mark.parametrize("contender", RULES)
-@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize(
+    ("contender", "window"),
+    [
+        (x, window)
+        for x in RULES
+        for window in ((1, 3) if RULES[x][1] == "_stock" else (1,))
+    ],
+)
 def test_a_replaced_rule_computes_the_same(contender, window):
     module, name, make = RULES[contender]
     with jax.enable_x64(True):
@@ -230,10 +236,9 @@ def test_a_ratio_is_to_the_hardest_peer_there_is():
         {"flaxcnn": [96.0], "torch_eager": [105.0], "torch_compile": [96.0]},
         {"flaxcnn": [99.0], "torch_eager": [104.0], "torch_compile": [110.0]},
     ]
+    # Of the ratios, 0.947, 0.914, 0.952 and 0.909, 1.0, 0.9, the medians count.
     verdict = judge("row", ge1, fake_result(BENCH, one_by_one))
-    assert (
-        verdict.what == "against torch_compile"
-    )  # 0.909, 1.0, 0.9 to 0.947, 0.914, 0.952
+    assert verdict.what == "against torch_compile"
 
     alone = [{"flaxcnn": [90.0]}]
     assert judge("row", ge1, fake_result(BENCH, alone)).met is None

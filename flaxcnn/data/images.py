@@ -114,8 +114,8 @@ def decode_image(
         _check_area(*opened.size)
         exif = opened.getexif()
         size = opened.size
-        if exif.get(ORIENTATION) in SIDEWAYS:
-            size = size[1], size[0]
+        if exif.get(ORIENTATION) in SIDEWAYS and opened.format != "TIFF":
+            size = size[1], size[0]  # (Pillow turns a TIFF by itself)
         box = crop(*size) if image_size and crop else None
         if image_size:
             side = 2 * (resize or image_size)

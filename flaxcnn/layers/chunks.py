@@ -13,7 +13,10 @@ from jax import Array, lax
 
 
 def chunks(n: int, least: int) -> int:
-    """The number of equal parts of n samples: with at least so many of each device."""
+    """The number of equal parts of n samples: with at least so many of each device.
+
+    Of the devices over which `jit` spreads a batch; `pmap`'s own part is not spread.
+    """
     devices = jax.device_count()
     devices = 1 if n % devices else devices  # else the batch is not spread over them
     sizes = {c: n // c // devices for c in range(2, n + 1) if n % (c * devices) == 0}

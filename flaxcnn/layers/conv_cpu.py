@@ -110,8 +110,8 @@ def kernel_gradient(
     least = -(-POSITIONS // (height * width))
     parts = chunks(n, least)
     if (*window, *strides, *padding) == POINTWISE:
-        if parts % jax.device_count():
-            parts = 1  # a sharded batch stays so
+        if n % jax.device_count() == 0:  # each device's own parts
+            parts *= jax.device_count()
         rows = (wide(a).reshape(parts, -1, a.shape[-1]) for a in (x, g))
         return jnp.einsum("npc,npf->ncf", *rows).sum(0)[None, None].astype(x.dtype)
     if winograd.pays(x, (*window, x.shape[-1], g.shape[-1]), strides, padding):

@@ -29,8 +29,7 @@ class BatchNorm(nn.Module):
 
     A batch that `jax.jit` shards over devices is normalised by its global statistics.
     For the backward pass of training (reverse mode only) x alone is kept, in its own
-    dtype. Variables of
-    `flaxcnn.fold_batchnorm` have `folded_bias` alone, which is added.
+    dtype. Variables of `flaxcnn.fold_batchnorm` have `folded_bias` alone: it is added.
 
     Raises FlaxcnnError for training with such variables.
     """

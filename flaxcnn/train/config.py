@@ -102,7 +102,7 @@ def default_config() -> ConfigDict:
                 # beside it: momentum, nesterov, b1, eps, ...
                 name="sgd",
                 lr=0.1,
-                weight_decay=0.0,  # L2; decoupled if the optimizer itself decays
+                weight_decay=0.0,  # L2; of adamw, lion and others like them decoupled
                 decay_mask=".*kernel",  # parameters that decay, full match
                 # Factors of lr, the first that matches: (("head", 1.0), ("all", 0.1)).
                 # Masks are as of transfer.train.
@@ -391,7 +391,7 @@ def _parse(key: str, text: str, like: Any) -> Any:
         if isinstance(value, str):  # not the tuple of its letters
             raise ValueError(text)
         return tuple(value) if isinstance(value, tuple | list) else (value,)
-    except (ValueError, KeyError, SyntaxError):
+    except (ValueError, KeyError, SyntaxError, TypeError):
         if like is None:
             raise FlaxcnnError(
                 f"config.{key}={text!r} is no number, True, False, None or 'text'"

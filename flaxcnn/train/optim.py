@@ -66,7 +66,8 @@ def make_optimizer(
 
     Weight decay is L2 (added to the gradient, before momentum) unless the optimizer
     has one of its own that takes a mask, as adamw and lion have.
-    muon takes every kernel, of convolutions too, as a matrix from inputs to outputs.
+    muon takes every kernel, of convolutions too, as a matrix from inputs to outputs,
+    and decays those alone.
     """
     function = optimizer_function(optim.name)
     accepted = inspect.signature(function).parameters

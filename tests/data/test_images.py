@@ -121,11 +121,12 @@ def test_a_box_is_torchvisions_bit_for_bit(
         np.testing.assert_array_equal(found, np.asarray(expected))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_box_of_a_large_jpeg_is_of_the_upright_image(
-    orientation: int, transforms: Any
+def test_a_box_is_of_the_upright_image(
+    orientation: int, kind: str, transforms: Any
 ) -> None:
-    """From fewer pixels, and after it was turned."""
+    """And of a large JPEG from fewer pixels."""
     rows, columns = np.mgrid[0:600, 0:800]
     waves = (127 + 100 * np.sin(rows / 49) * np.cos(columns / 31)).astype(np.uint8)
     upright = np.stack([waves, waves[::-1], waves[:, ::-1]], -1)
@@ -133,7 +134,7 @@ def test_a_box_of_a_large_jpeg_is_of_the_upright_image(
     exif[0x0112] = orientation
     stored = upright if orientation == 1 else np.rot90(upright)
     image = Image.fromarray(np.ascontiguousarray(stored))
-    content = _encode(image, "JPEG", exif=exif, quality=95)
+    content = _encode(image, kind, exif=exif, quality=95)
     sizes = []
 
     def crop(width: int, height: int) -> tuple[int, int, int, int]:

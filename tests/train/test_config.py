@@ -85,6 +85,7 @@ def test_a_given_length_replaces_that_of_the_file(debug_config):
         ("optim.name", "dpsgd", "unknown optimizer 'dpsgd'"),
         ("optim.milestones", "'5 epochs'", "is not a tuple; for example (200, '250"),
         ("optim.momentum", "high", "config.optim.momentum='high' is no number"),
+        ("optim.momentum", "{[]:1}", "config.optim.momentum='{[]:1}' is no number"),
         ("optim.momentum", "0,9", "config.optim.momentum='0,9' is no number"),
         ("optim.name", "", "unknown optimizer ''; known: "),
         ("optim.name", "schedule_free_sgd", "unknown optimizer 'schedule_free_sgd'"),
