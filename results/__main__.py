@@ -62,8 +62,8 @@ def speedruns() -> str:
         "[ours](../configs/allcnn_c_fast.py): `flaxcnn reproduce fast --workdir "
         "runs/fast`. Its seconds are those after a warm-up, without compilation; ours "
         "are of the whole run after the data are loaded, with compilation and tests. "
-        "Its test images count with their mirror images and translations; ours as "
-        "they are.\n",
+        "Its test images count with their mirror images and translations; ours with "
+        "their mirror images.\n",
         "| recipe | test accuracy | seconds | on | source |\n|---|--:|--:|---|---|",
     ]
     for row in rows:
