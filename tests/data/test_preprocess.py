@@ -203,12 +203,12 @@ def test_errors(images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(FlaxcnnError, match=r"49152 x 49152.*standardize"):
         fit("gcn_zca", np.zeros((1, 128, 128, 3), np.uint8), tmp_path)
     fitted = fit("gcn_zca", images, tmp_path)
-    with pytest.raises(FlaxcnnError, match=r"fitted for 90 values.*\[8, 8, 1\]"):
+    with pytest.raises(FlaxcnnError, match=r"is for 90 values.*\[8, 8, 1\]"):
         apply("gcn_zca", fitted.arrays, jnp.zeros((2, 8, 8, 1)))
     for kind in "imagenet", "caffe":
         fitted = fit(kind, images)
         for channels in 1, 4:
-            with pytest.raises(FlaxcnnError, match="fitted for 3 values"):
+            with pytest.raises(FlaxcnnError, match="is for 3 values.*use standardize or unit"):
                 apply(kind, fitted.arrays, jnp.zeros((2, 8, 8, channels)))
 
 
