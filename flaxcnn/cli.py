@@ -1,13 +1,14 @@
 """The `flaxcnn` command."""
 
 import argparse
+import contextlib
 import errno
 import os
 import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,8 +211,7 @@ def convert(args: argparse.Namespace) -> None:
     from flaxcnn.weights.pretrained import model_name, open_weights, restore
     from flaxcnn.weights.torch import as_state_dict
 
-    out = output_path(args.out)
-    try:
+    with output_file(args.out) as out:
         if out.suffix == ".safetensors":
             classifier = load_weights(args)
             name, variables = classifier.name, classifier.variables
@@ -221,8 +221,6 @@ def convert(args: argparse.Namespace) -> None:
             name = model_name(file, args.model)
             _, variables = restore(file, name)
             write_state_dict(out, as_state_dict(variables))
-    except OSError as error:
-        raise FlaxcnnError(f"{out}: cannot be written ({error.strerror})") from error
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"{out}: {name}, {count:,} parameters")
 
@@ -231,14 +229,11 @@ def export(args: argparse.Namespace) -> None:
     """Writes a classifier as a program, and says how to call it."""
     from flaxcnn.atomic import replacing
 
-    out = output_path(args.out)
-    classifier = load_weights(args)
-    data = classifier.export(args.batch_size)
-    try:
+    with output_file(args.out) as out:
+        classifier = load_weights(args)
+        data = classifier.export(args.batch_size)
         with replacing(out) as part:
             part.write_bytes(data)
-    except OSError as error:
-        raise FlaxcnnError(f"{out}: cannot be written ({error.strerror})") from error
     shape = [args.batch_size, *classifier.image_shape]
     print(
         f"{out}: {classifier.name}, {len(data):,} bytes; "
@@ -246,12 +241,16 @@ def export(args: argparse.Namespace) -> None:
     )
 
 
-def output_path(name: str) -> Path:
-    """The path of a file to write; FlaxcnnError without its directory."""
+@contextlib.contextmanager
+def output_file(name: str) -> Iterator[Path]:
+    """The path of a file to write; FlaxcnnError if that cannot be."""
     out = Path(name)
     if not os.path.isdir(out.parent):
         raise FlaxcnnError(f"{out}: no directory {out.parent}; make it first")
-    return out
+    try:
+        yield out
+    except OSError as error:
+        raise FlaxcnnError(f"{out}: cannot be written ({error.strerror})") from error
 
 
 def reproduce(args: argparse.Namespace) -> None:

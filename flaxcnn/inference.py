@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 from flaxcnn.data import preprocess as preprocessing
 from flaxcnn.data.images import check_sizes, read_image
 from flaxcnn.data.pipeline import EvalOrder, HostPipeline
-from flaxcnn.data.preprocess import Preprocess
+from flaxcnn.data.preprocess import FITTED, Preprocess
 from flaxcnn.data.sources import Source
 from flaxcnn.errors import FlaxcnnError
 from flaxcnn.fold import fold_batchnorm
@@ -27,7 +27,6 @@ from flaxcnn.train.steps import infer
 from flaxcnn.weights.catalog import imagenet_classes
 from flaxcnn.weights.files import model_facts, save_model
 from flaxcnn.weights.pretrained import (
-    FITTED,
     WeightsFile,
     file_model,
     fitted_preprocess,

@@ -128,7 +128,7 @@ def decode_image(
             image = ImageOps.exif_transpose(image)
         image = _to_8_bits(image).convert({1: "L", 3: "RGB"}[channels])
         if image_size and box:
-            image = _cut(image, box, size, image_size)
+            image = cut(image, box, size, image_size)
         elif image_size:
             image = square(image, image_size, resize)
         return np.asarray(image).reshape(image.height, image.width, channels)
@@ -176,7 +176,7 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def _cut(image: Image.Image, box: Box, size: tuple[int, int], side: int) -> Image.Image:
+def cut(image: Image.Image, box: Box, size: tuple[int, int], side: int) -> Image.Image:
     """The box of an image that once had that size, as [side, side]."""
     scales = [now / then for now, then in zip(image.size, size, strict=True)] * 2
     left, top, right, bottom = (round(x * s) for x, s in zip(box, scales, strict=True))

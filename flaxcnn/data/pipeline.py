@@ -236,7 +236,7 @@ def load_data(data: ConfigDict, batch_size: int, seed: int) -> Data:
     crop = RandomCrop(data.random_crop, seed) if data.random_crop else None
     wanted = data.pipeline == "auto" and not crop  # whose images are new every time
     on_device = data.pipeline == "device" or (wanted and fits)
-    fitted = data.preprocess in ("standardize", "gcn_zca")
+    fitted = data.preprocess in preprocess.FITTED
     if on_device or (fits and fitted):
         sample = train
     else:

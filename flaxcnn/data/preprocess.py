@@ -25,6 +25,8 @@ CONSTANTS = {
 }
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # of 0..255: blue, green, red
 KINDS = ("unit", "standardize", *CONSTANTS, "caffe", "gcn_zca")
+# What is fitted to a training set: its arrays, and how many axes each has.
+FITTED = {"standardize": {"mean": 1, "std": 1}, "gcn_zca": {"mean": 1, "matrix": 2}}
 GCN_SCALE = 55.0
 ZCA_BIAS = 0.1
 ZCA_LIMIT = 64 * 64 * 3
@@ -118,8 +120,8 @@ def default_cache_dir() -> Path:
 
 def _check_size(kind: str, fitted: int, given: int, shape: tuple[int, ...]) -> None:
     if fitted != given:
-        fits = kind in ("standardize", "gcn_zca")
-        cure = "fit it again on such images" if fits else "use standardize or unit"
+        again = "fit it again on such images"
+        cure = again if kind in FITTED else "use standardize or unit"
         raise FlaxcnnError(
             f"preprocessing {kind!r} is for {fitted} values, images of shape "
             f"{list(shape[1:])} have {given}; {cure}"

@@ -21,6 +21,7 @@ from flaxcnn.data.images import (
     SUFFIXES,
     Crop,
     check_sizes,
+    cut,
     decode_image,
     image_files,
     read_image,
@@ -162,10 +163,8 @@ def _digits(split: str, image_size: int | None, resize: int | None) -> Source:
     def read(index: int, crop: Crop | None = None) -> Example:
         image = images[index]
         if crop and image_size:
-            part = Image.fromarray(given[index]).crop(crop(8, 8))
-            image = np.asarray(
-                part.resize((image_size,) * 2, Image.Resampling.BILINEAR)
-            )
+            whole = Image.fromarray(given[index])
+            image = np.asarray(cut(whole, crop(8, 8), (8, 8), image_size))
         return image[..., None], int(labels[index])
 
     return Source("digits", tuple(map(str, data.target_names)), len(images), read)

@@ -12,15 +12,20 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 
-def chunks(n: int, least: int) -> int:
-    """The number of equal parts of n samples: with at least so many of each device.
+def spread_over(n: int) -> int:
+    """How many devices n samples may lie on: all, by `jit`, if they divide n.
 
-    Of the devices over which `jit` spreads a batch; `pmap`'s own part is not spread.
+    `pmap`'s own part of a batch does not, but it is counted so too.
     """
     devices = jax.device_count()
-    devices = 1 if n % devices else devices  # else the batch is not spread over them
-    sizes = {c: n // c // devices for c in range(2, n + 1) if n % (c * devices) == 0}
-    return max((c for c, size in sizes.items() if size >= least), default=1)
+    return 1 if n % devices else devices
+
+
+def chunks(n: int, least: int) -> int:
+    """The number of equal parts of n samples: with at least so many of each device."""
+    own = n // spread_over(n)
+    counts = range(2, own + 1)
+    return max((c for c in counts if own % c == 0 and own // c >= least), default=1)
 
 
 def chunked(x: Array, least: int) -> Array:

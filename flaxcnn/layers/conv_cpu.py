@@ -9,14 +9,13 @@ inside `lax.scan` (jax#12868).
 from collections.abc import Sequence
 from functools import reduce
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from flaxcnn.layers import winograd
 from flaxcnn.layers.arithmetic import seen_pixels
-from flaxcnn.layers.chunks import chunked, chunks
+from flaxcnn.layers.chunks import chunked, chunks, spread_over
 from flaxcnn.layers.precision import wide
 from flaxcnn.layers.winograd import Pair
 
@@ -108,10 +107,8 @@ def kernel_gradient(
     """
     n, height, width = x.shape[:3]
     least = -(-POSITIONS // (height * width))
-    parts = chunks(n, least)
     if (*window, *strides, *padding) == POINTWISE:
-        if n % jax.device_count() == 0:  # each device's own parts
-            parts *= jax.device_count()
+        parts = chunks(n, least) * spread_over(n)  # each device's own
         rows = (wide(a).reshape(parts, -1, a.shape[-1]) for a in (x, g))
         return jnp.einsum("npc,npf->ncf", *rows).sum(0)[None, None].astype(x.dtype)
     if winograd.pays(x, (*window, x.shape[-1], g.shape[-1]), strides, padding):
@@ -122,6 +119,7 @@ def kernel_gradient(
         xs, gs = (wide(lax.dynamic_index_in_dim(a, i, 1, False)) for a in (x, g))
         return _turned(xs, gs.transpose(1, 2, 0, 3), strides, padding, window)
 
+    parts = x.shape[1]
     if parts == 1:
         total = part(0)
     else:

@@ -78,14 +78,15 @@ def make_optimizer(
     }
     decays = functools.partial(match_paths, optim.decay_mask)
     mask = {key: decays for key in ("mask", "weight_decay_mask") if key in accepted}
-    if "weight_decay" in accepted and not (mask and optim.weight_decay):
+    own = "weight_decay" in accepted and bool(mask) and optim.weight_decay > 0
+    if "weight_decay" in accepted and not own:  # nothing, or what would decay all
         arguments["weight_decay"], mask = 0.0, {}
     if optim.name == "muon":  # which by itself leaves convolutions to Adam
         arguments["muon_weight_dimension_numbers"] = kernels_as_matrices
     chain = []
     if optim.clip:
         chain.append(optax.clip_by_global_norm(optim.clip))
-    if optim.weight_decay and not arguments.get("weight_decay"):
+    if optim.weight_decay and not own:
         chain.append(optax.add_decayed_weights(optim.weight_decay, decays))
     schedule = make_schedule(optim, durations, total)
     chain.append(function(learning_rate=schedule, **arguments, **mask))

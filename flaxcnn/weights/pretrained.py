@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxcnn.data.preprocess import Preprocess
+from flaxcnn.data.preprocess import FITTED, Preprocess
 from flaxcnn.errors import FlaxcnnError, unknown
 from flaxcnn.registry import create_model, list_models, model_info
 from flaxcnn.structure import Shape, head_parameters, variable_shapes
@@ -30,9 +30,6 @@ from flaxcnn.weights.torch import (
     torch_key,
     torch_shape,
 )
-
-# The dimensions of what a fitted preprocessing needs, by its kind.
-FITTED = {"standardize": {"mean": 1, "std": 1}, "gcn_zca": {"mean": 1, "matrix": 2}}
 
 
 @dataclass(frozen=True)
