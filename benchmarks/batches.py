@@ -13,11 +13,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def batch_of(bench: Benchmark) -> tuple[np.ndarray, np.ndarray]:
-    """Images float32 [N, size, size, 3], normal, and labels int64 [N]."""
+    """Images [N, size, size, 3], normal, and labels int64 [N].
+
+    Of float64 if the row is, else of float32.
+    """
     rng = np.random.default_rng(0)
     shape = (bench.batch, bench.size, bench.size, 3)
     images = rng.standard_normal(shape, np.float32)
-    return images, rng.integers(bench.classes, size=bench.batch)
+    labels = rng.integers(bench.classes, size=bench.batch)
+    return images.astype("f8" if bench.dtype == "float64" else "f4"), labels
 
 
 def uint8_images(count: int, size: int) -> np.ndarray:

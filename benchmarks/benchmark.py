@@ -48,7 +48,7 @@ class Benchmark:
       goals: of this row.
       classes: number of classes.
       size: height and width of the images; width of the photographs of `jpeg`.
-      dtype: "bfloat16" in the GPU suite.
+      dtype: "bfloat16" in the GPU suite, "float64" to compare training steps.
       cold: `first_step` or `memory` with an empty compilation cache.
     """
 
@@ -82,7 +82,7 @@ class Setup(NamedTuple):
     Attributes:
       contender: its name.
       weights: folder with flax.safetensors and torch.safetensors; None: fresh ones.
-      exact: to compare, not to measure: no dropout, float32 at full precision, eager.
+      exact: to compare, not to measure: no dropout, full precision, eager.
     """
 
     bench: Benchmark

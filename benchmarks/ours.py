@@ -62,8 +62,8 @@ def save_weights(bench: Benchmark, folder: Path) -> int:
 
 
 def make_model(bench: Benchmark, exact: bool = False) -> Any:
-    """Our network; with `exact` without dropout and in float32."""
-    dtype = jnp.float32 if exact else jnp.dtype(bench.dtype)
+    """Our network; with `exact` without dropout."""
+    dtype = jnp.dtype(bench.dtype)
     if bench.net == "airbench94":
         from benchmarks.airbench import Airbench94
 
@@ -76,6 +76,7 @@ def make_model(bench: Benchmark, exact: bool = False) -> Any:
 def train(setup: Setup) -> Contender:
     """A training step, or with flaxcnn_scan many of them in one call."""
     bench = setup.bench
+    jax.config.update("jax_enable_x64", bench.dtype == "float64")
     replace_rule(setup.contender)
     if setup.contender == "flaxcnn_fit" and not setup.exact:
         return epoch(setup)
@@ -95,6 +96,7 @@ def train(setup: Setup) -> Contender:
         variables = unflatten_dict(
             load_file(setup.weights / "flax.safetensors"), sep="/"
         )
+        variables = jax.tree.map(lambda x: x.astype(images.dtype), variables)
         opt_state = tx.init(variables["params"])
         state = TrainState(jnp.int32(0), variables, opt_state, ema=None)
     state = devices.replicate(state)

@@ -24,9 +24,10 @@ class State(TrainState):
 
 def train(setup: Setup) -> Contender:
     """A training step of stock flax."""
+    jax.config.update("jax_enable_x64", setup.bench.dtype == "float64")
     model, key = make(setup.bench, setup.exact), jax.random.key(0)
     x, y = jax.device_put(batch_of(setup.bench))
-    variables = load_weights(setup)
+    variables = jax.tree.map(lambda w: w.astype(x.dtype), load_weights(setup))
     state = jax.device_put(State.create(
         apply_fn=model.apply, params=variables["params"],
         tx=optax.sgd(LEARNING_RATE, MOMENTUM),

@@ -14,14 +14,13 @@ batch_norm = partial(nn.BatchNorm, use_running_average=False, momentum=0.9)
 
 
 def make(bench: Benchmark, exact: bool) -> nn.Module:
-    """The network of a row; with `exact` without dropout and in float32."""
+    """The network of a row; with `exact` without dropout."""
     nets = {"allcnn_c": AllCNNC, "nin": NiN, "vgg16_cifar": VGG16}
     if bench.net in nets:
         return nets[bench.net](bench.classes, not exact)
-    dtype = jnp.float32 if exact else jnp.dtype(bench.dtype)
     basic = {"resnet18": (2, 2, 2, 2)}
     stages = basic.get(bench.net, (3, 4, 6, 3))
-    return ResNet(bench.classes, stages, bench.net not in basic, dtype)
+    return ResNet(bench.classes, stages, bench.net not in basic, jnp.dtype(bench.dtype))
 
 
 class AllCNNC(nn.Module):

@@ -103,7 +103,8 @@ def network(setup: Setup) -> tuple[nn.Module, Forward]:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    model.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    kind = torch.float64 if bench.dtype == "float64" else torch.float32
+    model.to(DEVICE, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     net = compiled(setup, model)
     autocast = torch.autocast(
@@ -143,7 +144,8 @@ def updater(model: nn.Module, forward: Forward) -> Callable[..., Any]:
     def update(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
         logits = forward(x)
-        loss = F.cross_entropy(logits.float(), y)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        loss = F.cross_entropy(logits.to(wide), y)
         loss.backward()
         optimizer.step()
         return loss.detach(), logits.detach()

@@ -1,12 +1,12 @@
 """The classifier that ends a network."""
 
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 from jax import Array
 
 from flaxcnn.layers.dropout import Dropout
 from flaxcnn.layers.init import torch_uniform
+from flaxcnn.layers.precision import wide
 
 
 def classify(
@@ -19,13 +19,14 @@ def classify(
     kernel_init: Initializer | None = None,
     bias_init: Initializer = nn.initializers.zeros,
 ) -> Array:
-    """Logits [..., num_classes] of features [..., C], in float32: Dropout and Dense.
+    """Logits [..., num_classes] of features [..., C]: Dropout and Dense.
 
-    The features themselves, in float32 and without dropout, if num_classes is 0. Call
-    it in a compact method; `name` is that of the Dense layer. Its kernel and biases are
-    drawn as torch draws them, unless `kernel_init` is given: then by the initializers.
+    In float32 or better. The features themselves, without dropout, if num_classes is 0.
+    Call it in a compact method; `name` is that of the Dense layer. Its kernel and
+    biases are drawn as torch draws them, unless `kernel_init` is given: then by the
+    initializers.
     """
-    x = x.astype(jnp.float32)
+    x = wide(x)
     if not num_classes:
         return x
     if dropout:

@@ -47,6 +47,7 @@ from flaxcnn.layers import (
 )
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
+from flaxcnn.layers.precision import wide
 from flaxcnn.registry import Info, register
 
 KERNELS = {"a": (5,), "b": (5, 1), "c": (3, 3)}
@@ -170,7 +171,7 @@ class AllCNN(nn.Module):
             x = conv(x, self.num_classes, 1)
         elif self.num_classes:  # ReLU here too, as in the paper
             x = layer(x, self.num_classes, 1, bias_init=nn.initializers.constant(5.0))
-        x = global_avg_pool(x.astype(jnp.float32))
+        x = global_avg_pool(wide(x))
         return (x, ends) if endpoints else x
 
 
@@ -214,5 +215,5 @@ class AllConvMNIST(nn.Module):
         ends["pre_logits"] = global_avg_pool(x)
         if self.num_classes:
             x = conv(x, self.num_classes, 1, "conv7")
-        x = global_avg_pool(x.astype(jnp.float32))
+        x = global_avg_pool(wide(x))
         return (x, ends) if endpoints else x

@@ -22,6 +22,7 @@ from flax.typing import Dtype
 from flaxcnn.layers import Conv, Dropout, avg_pool, global_avg_pool, max_pool, relu
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
+from flaxcnn.layers.precision import wide
 from flaxcnn.registry import Info, register
 
 
@@ -101,5 +102,5 @@ class NiN(nn.Module):
         ends["pre_logits"] = global_avg_pool(x)
         if self.num_classes:
             x = mlpconv((self.num_classes,), 1, name="classifier")(x)
-        x = global_avg_pool(x.astype(jnp.float32))
+        x = global_avg_pool(wide(x))
         return (x, ends) if endpoints else x

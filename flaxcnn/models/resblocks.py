@@ -14,6 +14,7 @@ from flax.typing import Dtype
 from flaxcnn.layers import BatchNorm, Conv, MapDense, relu
 from flaxcnn.layers.init import torch_uniform
 from flaxcnn.layers.input import check_images
+from flaxcnn.layers.precision import wide
 from flaxcnn.registry import Info, register
 
 
@@ -88,7 +89,7 @@ class ResBlocks(nn.Module):
         for i, widths in enumerate(self.widths, start=1):
             block = ResidualBlock(widths, self.kernels, self.dtype, name=f"block{i}")
             x = ends[f"block{i}"] = block(x, train=train)
-        x = x.astype(jnp.float32)
+        x = wide(x)
         ends["pre_logits"] = x.reshape(len(x), -1)
         if not self.num_classes:
             x = ends["pre_logits"]

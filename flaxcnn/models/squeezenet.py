@@ -20,6 +20,7 @@ from flax.typing import Dtype
 
 from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool, relu
 from flaxcnn.layers.input import check_images
+from flaxcnn.layers.precision import wide
 from flaxcnn.registry import Info, register
 
 he_uniform = nn.initializers.he_uniform()
@@ -102,5 +103,5 @@ class SqueezeNet(nn.Module):
                      bias_init=nn.initializers.constant(5.0),
                      name="classifier.1")(x)  # fmt: skip
             x = relu(x)
-        x = global_avg_pool(x.astype(jnp.float32))
+        x = global_avg_pool(wide(x))
         return (x, ends) if endpoints else x
