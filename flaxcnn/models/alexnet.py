@@ -31,7 +31,7 @@ class AlexNet(nn.Module):
     Attributes:
       num_classes: number of classes; 0 returns the pre-logits.
       dropout: rate of dropout before the first two fully connected layers.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

@@ -108,7 +108,7 @@ class AllCNN(nn.Module):
       input_dropout: rate of dropout on the image.
       dropout: rate of dropout after each pooling or what replaces it.
       spatial: that dropout is of whole feature maps (arXiv:1411.4280), not of elements.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 10
@@ -188,7 +188,7 @@ class AllConvMNIST(nn.Module):
 
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, 16].
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 10

@@ -117,7 +117,7 @@ class BNInception(nn.Module):
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, 1024].
       dropout: rate of dropout in front of the classifier, as slim; 0 in the paper.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

@@ -86,7 +86,7 @@ class DenseNet(nn.Module):
       blocks: layers of each dense block.
       growth_rate: channels that a layer adds, k; the first convolution has 2k.
       dropout: rate of dropout after each layer (the paper's 0.2 for small data sets).
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

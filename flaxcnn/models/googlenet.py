@@ -195,7 +195,7 @@ class GoogLeNet(nn.Module):
       aux_logits: with the auxiliary classifiers, computed in training only.
       dropout: rate of dropout in front of the classifier.
       aux_dropout: rate of dropout in the auxiliary classifiers.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

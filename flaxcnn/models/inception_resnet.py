@@ -159,7 +159,7 @@ class InceptionResNet(nn.Module):
       scales: of the residuals, per stage.
       aux_logits: add the auxiliary head of Inception v3.
       dropout: rate of dropout before the classifier.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

@@ -240,7 +240,7 @@ class InceptionV3(nn.Module):
       bn_aux: BatchNorm in the auxiliary head's fully connected layer too
         ("BN-auxiliary" of table 3).
       dropout: rate of dropout on the pooled features.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

@@ -164,7 +164,7 @@ class InceptionV4(nn.Module):
       num_classes: number of classes; 0 returns pooled features, [N, 1536].
       aux_logits: add the auxiliary head of Inception v3.
       dropout: rate of dropout before the classifier.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

@@ -95,7 +95,7 @@ class MNASNet(nn.Module):
       num_classes: number of classes; 0 returns pooled features, [N, 1280].
       width_multiplier: of all channels but the last convolution's.
       dropout: rate of dropout before the classifier.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

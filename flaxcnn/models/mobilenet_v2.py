@@ -99,7 +99,7 @@ class MobileNetV2(nn.Module):
       num_classes: number of classes; 0 returns pooled features, [N, 1280].
       width_multiplier: of all channels; below 1, not of the last convolution's.
       dropout: rate of dropout before the classifier.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

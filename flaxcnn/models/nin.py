@@ -72,7 +72,7 @@ class NiN(nn.Module):
       num_classes: number of classes; 0 returns pooled features, [N, 192].
       lecture: the notebook's poolings and initialization, not the author's.
       dropout: rate of dropout after each pooling.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 10

@@ -133,7 +133,7 @@ class RandWire(nn.Module):
       seed: decides the graphs; 2 is the first of about the paper's mean sizes.
       dropout: rate of dropout before the classifier.
       edge_drop: probability that a training step leaves one edge out.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

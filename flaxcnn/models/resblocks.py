@@ -71,7 +71,7 @@ class ResBlocks(nn.Module):
         [N, 1568] for images of 28x28.
       widths: of each block, as `ResidualBlock` has them.
       kernels: sizes of a block's two kernels.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 10

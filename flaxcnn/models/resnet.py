@@ -212,7 +212,7 @@ class ResNet(nn.Module):
       scan_blocks: compile the blocks of a stage once, run them in a loop.
       remat: train in less memory, see `Block`; on CPU with the options of
         `flaxcnn.xla.compiler_options`, as the trainer does.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

@@ -49,7 +49,7 @@ class ResNetCIFAR(nn.Module):
       norm: "batchnorm", or one of "evonorm_b0" to "evonorm_s2".
       scan_blocks: compile the blocks of a stage once, run them in a loop.
       remat: train in less memory, see `flaxcnn.models.resnet.Block`.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 10

@@ -89,7 +89,7 @@ class ShuffleNetV2(nn.Module):
     Attributes:
       num_classes: number of classes; 0 returns pooled features, [N, widths[-1]].
       widths: channels of the three stages and of the last convolution.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

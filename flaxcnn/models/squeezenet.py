@@ -65,7 +65,7 @@ class SqueezeNet(nn.Module):
       stem: channels and kernel size of the first convolution.
       blocks: the squeezed channels of the fire modules after each pooling.
       dropout: rate of dropout before the class maps.
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000

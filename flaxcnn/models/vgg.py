@@ -89,7 +89,7 @@ class VGG(nn.Module):
         a map as well.
       dropout: rate of dropout after the first two fully connected layers.
       lecture_init: draw every weight from U(+-sqrt(6 / fan_in)).
-      dtype: of the computation; parameters and logits stay float32.
+      dtype: of the computation; parameters stay float32, logits at least that.
     """
 
     num_classes: int = 1000
