@@ -20,8 +20,9 @@ def batch_of(bench: Benchmark) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     shape = (bench.batch, bench.size, bench.size, 3)
     images = rng.standard_normal(shape, np.float32)
-    labels = rng.integers(bench.classes, size=bench.batch)
-    return images.astype("f8" if bench.dtype == "float64" else "f4"), labels
+    if bench.dtype == "float64":
+        images = images.astype(np.float64)
+    return images, rng.integers(bench.classes, size=bench.batch)
 
 
 def uint8_images(count: int, size: int) -> np.ndarray:

@@ -10,8 +10,7 @@ from benchmarks.worker import build
 from flaxcnn import FlaxcnnError
 
 # Of the values, relative to the largest; without L2 All-CNN-C's losses move by 7e-5.
-TOLERANCES = {"train": 1e-6, "infer": 1e-4}
-STATISTICS = 2e-2  # of images, for all other kinds
+TOLERANCES = {"train": 1e-6, "infer": 1e-4, "augment": 2e-2, "jpeg": 2e-2}
 
 
 class Evidence(NamedTuple):
@@ -35,9 +34,9 @@ def evidence(setup: Setup) -> Evidence:
         first, second = _values(setup), _values(setup)
         if first != second:
             raise FlaxcnnError("two runs of flaxcnn_deterministic have other losses")
-    bench = dataclasses.replace(setup.bench, dtype="float32")
-    if bench.kind == "train":
-        bench = dataclasses.replace(bench, batch=8, dtype="float64")
+    train = setup.bench.kind == "train"
+    how: dict = {"batch": 8, "dtype": "float64"} if train else {"dtype": "float32"}
+    bench = dataclasses.replace(setup.bench, **how)
     return _values(setup._replace(bench=bench, exact=True))
 
 
@@ -58,7 +57,7 @@ def require_equal(bench: Benchmark, found: dict[str, Evidence], params: int) -> 
         if count != params:
             raise FlaxcnnError(f"{name} has {count:,} parameters instead of {params:,}")
     (reference, (_, ours)), *others = found.items()
-    allowed = np.abs(ours).max() * TOLERANCES.get(bench.kind, STATISTICS)
+    allowed = np.abs(ours).max() * TOLERANCES[bench.kind]
     for name, (_, theirs) in others:
         if not (np.abs(np.subtract(theirs, ours)) <= allowed).all():
             what = "losses" if bench.kind == "train" else "results"

@@ -96,7 +96,9 @@ def train(setup: Setup) -> Contender:
         variables = unflatten_dict(
             load_file(setup.weights / "flax.safetensors"), sep="/"
         )
-        variables = jax.tree.map(lambda x: x.astype(images.dtype), variables)
+        variables = jax.tree.map(
+            lambda x: x.astype(images.dtype, copy=False), variables
+        )
         opt_state = tx.init(variables["params"])
         state = TrainState(jnp.int32(0), variables, opt_state, ema=None)
     state = devices.replicate(state)

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import report, worker
 from benchmarks.benchmark import Benchmark, Effort, OutOfTime, Setup, Unavailable
-from benchmarks.equality import evidence, require_equal
+from benchmarks.equality import TOLERANCES, evidence, require_equal
 from benchmarks.suites import ENVIRONMENT, SMOKE
 from benchmarks.worker import Worker
 from flaxcnn import FlaxcnnError
@@ -90,7 +90,7 @@ class Race:
 
         for name, device in each("starting", worker.device).items():
             self.note(name, device)
-        if bench.kind in ("train", "infer", "augment", "jpeg"):
+        if bench.kind in TOLERANCES:
             self.check = each("checking", evidence)
             require_equal(bench, self.check, params)
         each("compiling", worker.start)

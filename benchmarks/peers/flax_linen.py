@@ -27,7 +27,9 @@ def train(setup: Setup) -> Contender:
     jax.config.update("jax_enable_x64", setup.bench.dtype == "float64")
     model, key = make(setup.bench, setup.exact), jax.random.key(0)
     x, y = jax.device_put(batch_of(setup.bench))
-    variables = jax.tree.map(lambda w: w.astype(x.dtype), load_weights(setup))
+    variables = jax.tree.map(
+        lambda w: w.astype(x.dtype, copy=False), load_weights(setup)
+    )
     state = jax.device_put(State.create(
         apply_fn=model.apply, params=variables["params"],
         tx=optax.sgd(LEARNING_RATE, MOMENTUM),

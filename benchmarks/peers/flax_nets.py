@@ -147,4 +147,4 @@ class ResNet(nn.Module):
                               self.dtype, name=f"layer{i + 1}.{j}")  # fmt: skip
                 x = block(x)
         x = nn.Dense(self.classes, dtype=self.dtype, name="fc")(x.mean((1, 2)))
-        return x.astype(jnp.float32)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -123,12 +123,9 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_logits(name):
 def test_float64_is_kept_up_to_the_logits(name):
     with jax.enable_x64(True):
         model, x, variables = init(name, dtype=jnp.float64)
-        double = jax.ShapeDtypeStruct(x.shape, jnp.float64)
-        wide = jax.tree.map(
-            lambda v: jax.ShapeDtypeStruct(v.shape, jnp.float64), variables
-        )
+        variables = jax.tree.map(lambda v: v.update(dtype=x.dtype), variables)
         logits, ends = jax.eval_shape(
-            lambda v, x: model.apply(v, x, train=False, endpoints=True), wide, double
+            lambda v: model.apply(v, x, train=False, endpoints=True), variables
         )
     assert {end.dtype for end in (logits, *ends.values())} == {jnp.dtype("float64")}
 
